@@ -1,0 +1,33 @@
+PYTHON      ?= python3
+VENV        ?= .venv
+CONSTRAINTS ?= constraints.txt
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test quick check format clean
+demo: $(STAMP)          ## train dense, SMALL, static, SET, RigL and rewire; print one table
+	$(BIN)/gossamer demo
+
+test: $(STAMP)          ## the whole suite
+	$(BIN)/python -m pytest
+
+quick: $(STAMP)         ## the suite without the slow tests
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(STAMP)         ## format, lint, types, doctests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --doctest-modules src/gossamer -q
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info src/*.egg-info runs

@@ -1,0 +1,315 @@
+"""The command line: a client of the public API and of `gossamer.experiments`; run flags come from `RunConfig`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .errors import ConfigError, GossamerError
+from .experiments.config import FIELDS, MAPPINGS, RunConfig, field_help
+
+if TYPE_CHECKING:
+    from .experiments.progress import Show
+
+app = typer.Typer(
+    name="gossamer",
+    help="Train neural networks sparse from scratch.",
+    epilog="Start with: gossamer demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_INTERRUPTED = 130  # exit status of a process stopped by Ctrl-C
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and no progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+
+
+def main() -> None:
+    """Entry point of the `gossamer` command."""
+    app()
+
+
+def _guarded(function: Callable[..., None]) -> Callable[..., None]:
+    """Turn errors of our own into one line on stderr and exit status 1."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except GossamerError as error:
+            typer.echo(f"gossamer: error: {error}", err=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt as stop:
+            typer.echo(f"gossamer: {stop or 'stopped'}", err=True)
+            raise typer.Exit(_INTERRUPTED) from None
+
+    return guarded
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
+) -> None:
+    if version:
+        from . import __version__
+
+        typer.echo(f"gossamer {__version__}")
+        raise typer.Exit
+
+
+def _run_flags(function: Callable[..., None]) -> Callable[..., None]:
+    """Give `function` one optional flag per `RunConfig` field, before its own parameters."""
+    flags = []
+    for name, (kind, default) in FIELDS.items():
+        if name in MAPPINGS:
+            continue
+        members = [member for member in get_args(kind) or (kind,) if member is not type(None)]
+        member = members[0] if get_origin(kind) is not Literal else kind
+        choices = "|".join(map(str, get_args(member))) if get_origin(member) is Literal else None
+        flag = member if member in (int, float) else str
+        shown = "" if default in (None, inspect.Parameter.empty) else f" [default: {default}]"
+        option = typer.Option(help=field_help(name) + shown, metavar=choices, show_default=False)
+        flags.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[flag | None, option]
+            )
+        )
+    own = inspect.signature(function, eval_str=True).parameters.values()
+    kept = [parameter for parameter in own if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
+    function.__signature__ = inspect.Signature([*flags, *kept])  # type: ignore[attr-defined]
+    function.__annotations__ = {p.name: p.annotation for p in (*flags, *kept)}
+    return function
+
+
+@app.command(
+    "train",
+    epilog="Example: gossamer train --data mnist1d --model mlp --method rewire --density 0.05 "
+    "--set exploit=reset:100 --seed 0 --out runs/first",
+)
+@_guarded
+@_run_flags
+def train_command(
+    *,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Argument of the method (`gossamer methods NAME` lists them), else a run field, "
+            "model.<option> or data.<option>. Repeatable.",
+        ),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file to start from, e.g. a run's config.yaml.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out exactly.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    **flags: Any,
+) -> None:
+    """Train one model and write a run folder with its checkpoint, result.json and report.html."""
+    from .experiments.train import Interrupted, train
+
+    run = _run_config(flags, settings or [], config, resume)
+    try:
+        with _progress(quiet or as_json, 1) as show:
+            result = train(run, resume=resume, progress=show and functools.partial(show, run.method))
+    except Interrupted as stop:
+        raise KeyboardInterrupt(f"{stop}; continue with: gossamer train --resume --out {stop.folder}") from None
+    if as_json:
+        typer.echo(json.dumps(result.to_dict()))
+        return
+    value, counts = result.metric["value"], result.counts
+    typer.echo(
+        f"{result.method}: test {result.metric['name']} {value:.4g}, density {result.density['achieved']:.4g} "
+        f"({counts['active']:,} of {counts['eligible']:,} weights), model {result.checkpoint_bytes:,} bytes\n"
+        f"report: {Path(result.config['out']) / 'report.html'}"
+    )
+    _notice_missing_curves()
+
+
+def _run_config(flags: Mapping[str, Any], settings: list[str], file: Path | None, resume: bool) -> RunConfig:
+    """The config that flags, --set, --config and, with --resume, the folder's own config.yaml amount to."""
+    from .experiments.runs import RunFolder, read_config
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    values: dict[str, Any] = read_config(file) if file else {}
+    if resume and "out" in given and RunFolder(Path(given["out"])).config_file.exists():
+        values = RunFolder(Path(given["out"])).stored_config() | values
+    return RunConfig.from_dict(values | given).with_settings(settings)
+
+
+def _progress(hidden: bool, runs: int) -> AbstractContextManager[Show | None]:
+    if hidden:
+        return nullcontext()
+    from .experiments.progress import live_progress
+
+    return live_progress(Console(stderr=True), runs)
+
+
+def _notice_missing_curves() -> None:
+    from .experiments.report import NO_CURVES, has_curves
+
+    if not has_curves():
+        typer.echo(f"note: {NO_CURVES}", err=True)
+
+
+@app.command("demo", epilog="Example: gossamer demo --out runs/demo")
+@_guarded
+def demo_command(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder; a finished demo there is kept, and a numbered one made.")] = Path(
+        "runs/demo"
+    ),
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of each run.", show_default=False)] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds per method.", min=1)] = 3,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train dense, SMALL, static, SET, RigL and rewire at one low density and compare them; under 3 minutes."""
+    from .experiments import demo
+    from .experiments.study import print_lines
+    from .experiments.train import Interrupted
+
+    study = demo.demo_study(steps=steps or demo.STEPS, seeds=tuple(range(seeds)))
+    folder = demo.demo_folder(study, out)
+    total = len(study.runs(folder))
+    try:
+        with _progress(quiet or as_json, total) as show:
+            outcome = demo.run_demo(
+                study, folder, progress=show and (lambda key, update: show(f"{key[0]} seed {key[2]}", update))
+            )
+    except Interrupted as stop:
+        raise KeyboardInterrupt(f"{stop}; the same command continues") from None
+    if as_json:
+        typer.echo(json.dumps([result.to_dict() for result in outcome.results.values()]))
+    else:
+        base = study.base
+        print_lines(Console(), f"{base['data']}, {base['model']}, {base['steps']} steps", outcome.lines())
+        typer.echo(f"seeds {', '.join(map(str, study.seeds))}; report: {folder / 'report.html'}")
+        _notice_missing_curves()
+    if outcome.failures:
+        raise ConfigError("; ".join(f"{key[0]} seed {key[2]}: {why}" for key, why in outcome.failures.items()))
+
+
+@app.command("methods", epilog="Example: gossamer methods rigl")
+@_guarded
+def methods_command(
+    name: Annotated[str | None, typer.Argument(help="One method: its description and arguments.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the methods, or describe one with its arguments."""
+    from .experiments.config import CONTROLS, method_parameters
+    from .methods import REGISTRY, find
+
+    infos = [find(name)] if name else list(REGISTRY.values())
+    if as_json:
+        keys = ("name", "summary", "needs", "source")
+        typer.echo(json.dumps([{key: getattr(info, key) for key in keys} for info in infos], indent=1))
+    elif name:
+        typer.echo(f"{name}: {inspect.getdoc(infos[0].build)}\n\nsource: {infos[0].source}\nneeds: {infos[0].needs}")
+        typer.echo("arguments (--set name=value):")
+        for argument, (_, default) in method_parameters(name).items():
+            typer.echo(f"  {argument} = {_spelled(default)}")
+    else:
+        _print_table(("method", "summary", "needs", "source"), [(i.name, i.summary, i.needs, i.source) for i in infos])
+        controls = "; ".join(f"{control}: {summary}" for control, summary in CONTROLS.items())
+        typer.echo(f"controls: {controls}")
+
+
+@app.command("inspect", epilog="Example: gossamer inspect runs/first/model.safetensors")
+@_guarded
+def inspect_command(
+    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors file that gossamer wrote.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what a checkpoint holds: tensors, densities, bytes."""
+    from .checkpoint import describe
+
+    about = describe(checkpoint)
+    if as_json:
+        typer.echo(json.dumps(about, indent=1))
+        return
+    header = ("name", "shape", "dtype", "stored", "count", "density", "bytes")
+    rows = [
+        (r["name"], "x".join(map(str, r["shape"])), r["dtype"], r["stored"], f"{r['count']:,}", f"{r['density']:.4f}",
+         f"{r['bytes']:,}")
+        for r in about["rows"]
+    ]  # fmt: skip
+    _print_table(header, rows)
+    totals = about["totals"]
+    typer.echo(
+        f"{about['kind']} file, {totals['count']:,} of {totals['entries']:,} entries stored, "
+        f"{totals['file_bytes']:,} bytes ({totals['dense_bytes']:,} dense)"
+    )
+    typer.echo("".join(f"{key}: {value}\n" for key, value in about["metadata"].items()), nl=False)
+
+
+@app.command("data")
+@_guarded
+def data_command(as_json: AsJson = False) -> None:
+    """List the data sets, whether they are on this machine, and their options."""
+    from .experiments.data import DATASETS, available, data_options
+
+    rows = [
+        {"name": name, "present": available(name), "summary": info.summary, "licence": info.licence,
+         "options": {option: _spelled(default) for option, (_, default) in data_options(name).items()}}
+        for name, info in DATASETS.items()
+    ]  # fmt: skip
+    _print_catalogue(rows, as_json, "data")
+
+
+@app.command("models")
+@_guarded
+def models_command(as_json: AsJson = False) -> None:
+    """List the reference models and their options."""
+    from .experiments.models import MODELS, model_options
+
+    rows = [
+        {"name": name, "summary": info.summary, "data": "/".join(info.kinds),
+         "options": {option: _spelled(default) for option, (_, default) in model_options(name).items()}}
+        for name, info in MODELS.items()
+    ]  # fmt: skip
+    _print_catalogue(rows, as_json, "model")
+
+
+def _spelled(default: object) -> Any:
+    from .experiments.values import spell
+
+    return spell(default)
+
+
+def _print_catalogue(rows: list[dict[str, Any]], as_json: bool, prefix: str) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    shown = {True: "yes", False: "no"}
+    _print_table(
+        tuple(rows[0]),
+        [
+            [
+                " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else shown.get(value, value)
+                for value in row.values()
+            ]
+            for row in rows
+        ],
+    )
+    typer.echo(f"give an option as --set {prefix}.<option>=<value>")
+
+
+def _print_table(header: tuple[str, ...], rows: list[Any]) -> None:
+    table = Table()
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False).print(table)

@@ -1,0 +1,62 @@
+"""Every error gossamer raises on its own account.
+
+::
+
+    GossamerError
+    +-- ConfigError(ValueError)        a value, name or combination that cannot work
+    |   +-- TargetError                targets that match nothing, or a weight that cannot be made sparse
+    |   +-- DataError                  a data set that is absent or not in the expected layout
+    +-- AttachError(RuntimeError)      optimizer and sparsifier do not fit each other
+    +-- CheckpointError(ValueError)    a file or state that is damaged or belongs to another model
+    +-- SyncError(RuntimeError)        ranks of a distributed run disagree
+    +-- DivergedError(RuntimeError)    a loss, gradient or score is not finite
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GossamerError(Exception):
+    """Base of all errors that gossamer raises on its own account."""
+
+
+class ConfigError(GossamerError, ValueError):
+    """A value, name or combination that cannot work."""
+
+
+class TargetError(ConfigError):
+    """Targets that match nothing, or a weight that cannot be made sparse."""
+
+
+class DataError(ConfigError):
+    """A data set that is absent or not in the expected layout."""
+
+
+class AttachError(GossamerError, RuntimeError):
+    """Optimizer and sparsifier do not fit each other."""
+
+
+class CheckpointError(GossamerError, ValueError):
+    """A file or state that is damaged or belongs to another model."""
+
+
+class SyncError(GossamerError, RuntimeError):
+    """Ranks of a distributed run disagree."""
+
+
+class DivergedError(GossamerError, RuntimeError):
+    """A loss, gradient or score is not finite."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` with the nearest known names, and the full list.
+
+    >>> did_you_mean("rigle", ["rigl", "set"])
+    "; did you mean 'rigl'? Known: rigl, set"
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
+    return f"; {hint}Known: {', '.join(known)}"

@@ -1,0 +1,36 @@
+"""Static sparse training: the support is drawn once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..method import Method
+from ..topology import Allocation, FanIn, Static, Unstructured, equal_per_filter, resolve_allocation, scores
+from ._registry import named
+
+
+@named(
+    "static",
+    needs="nothing",
+    source="baseline; allocations: Mocanu et al. 2018, Evci et al. 2020 (1911.11134)",
+)
+def static(density: float, allocation: Allocation | str | Mapping[str, Any] = "erk") -> Method:
+    """Static random: a random support drawn once and never changed.
+
+    allocation: "erk", "er", "uniform", "equal_per_layer", "equal_per_filter", or a mapping of name globs to
+        densities or counts. With "equal_per_filter" every filter of a layer gets the same number of weights (to
+        within one) and positions are random within each filter.
+
+    The floor every dynamic method must beat. Kept weights start at the model's own initial values, unscaled.
+    """
+    chosen = resolve_allocation(allocation)
+    per_filter = chosen is equal_per_filter
+    return Method(
+        name="static",
+        density=density,
+        allocation=chosen,
+        init=scores.random,
+        rule=Static(),
+        structure=FanIn() if per_filter else Unstructured(),
+    )

@@ -1,0 +1,91 @@
+"""Optimizer slots of a weight's shape: they move, are cleared and are born with the weight's entries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import ASGD, LBFGS, SGD, Optimizer, SparseAdam
+
+from .errors import AttachError
+
+# Slots that divide the update: a newborn entry starts from the mean of its active siblings.
+SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "sum"})
+FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "grad_avg")
+
+
+def unwrap(optimizer: Any) -> Optimizer:
+    """Return the torch optimizer inside a wrapper such as Accelerate's."""
+    inner = getattr(optimizer, "optimizer", None)
+    while isinstance(inner, Optimizer):
+        optimizer, inner = inner, getattr(inner, "optimizer", None)
+    if not isinstance(optimizer, Optimizer):
+        raise AttachError(
+            f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer or a sequence of them"
+        )
+    return optimizer
+
+
+def refuse(optimizer: Optimizer, *, live: bool) -> None:
+    """Raise if `optimizer` cannot train sparse weights, and say why."""
+    if type(optimizer).__module__.startswith("deepspeed"):
+        raise AttachError("DeepSpeed flattens parameters, so a weight's support is lost; use DDP or FSDP2")
+    if isinstance(optimizer, SparseAdam):
+        raise AttachError(
+            "SparseAdam steps on sparse gradients only, those of masked weights are dense; use Adam or AdamW"
+        )
+    if live and isinstance(optimizer, LBFGS):
+        raise AttachError(
+            "LBFGS evaluates the loss several times per step, but a live method hands the optimizer its dense "
+            "weights between the backward pass and the update; use a method with zero inactive weights (static, "
+            "set, rigl) or another optimizer"
+        )
+
+
+def normalises_gradient(optimizer: Optimizer) -> bool:
+    """Whether a constant factor on the gradient (almost) cancels out of the update, as in Adam or Muon."""
+    return not isinstance(optimizer, SGD | ASGD | LBFGS)
+
+
+def found_inf(optimizer: Optimizer) -> bool:
+    """Whether a GradScaler told this (fused) optimizer to skip its step."""
+    flag = getattr(optimizer, "found_inf", None)
+    return flag is not None and bool(torch.as_tensor(flag).item())
+
+
+def gradient_scale(optimizer: Optimizer) -> float:
+    """Loss scale still inside the gradients a (fused) optimizer is about to consume."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return 1.0 if scale is None else float(torch.as_tensor(scale).item())
+
+
+def slots(optimizer: Optimizer | None, param: Tensor) -> dict[str, Tensor]:
+    """State tensors of the shape of `param`, by slot name."""
+    if optimizer is None or param not in optimizer.state:
+        return {}
+    state = optimizer.state[param]
+    return {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == param.shape and v.ndim > 0}
+
+
+def first_moment(optimizer: Optimizer | None, param: Tensor) -> Tensor | None:
+    """The running mean of gradients, under whatever name the optimizer keeps it."""
+    held = slots(optimizer, param)
+    return next((held[name] for name in FIRST_MOMENTS if name in held), None)
+
+
+def resting_value(slot: str, optimizer: Optimizer, param: Tensor) -> float:
+    """The value of an untouched slot entry: 0, except where the optimizer itself starts elsewhere."""
+    group = next(g for g in optimizer.param_groups if any(p is param for p in g["params"]))
+    if slot == "step_size":  # Rprop
+        return float(group["lr"])
+    if slot == "sum":  # Adagrad
+        return float(group.get("initial_accumulator_value", 0.0))
+    if slot == "exp_inf":  # Adamax adds eps before it takes the maximum
+        return float(group["eps"])
+    return 0.0
+
+
+def is_second_moment(slot: str) -> bool:
+    """Whether the slot divides the update."""
+    return slot in SECOND_MOMENTS

@@ -1,0 +1,297 @@
+"""A site: one target weight as the controller sees it. The only place that touches parameter storage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from . import distributed, optimizer_state
+from .errors import AttachError, CheckpointError
+from .method import Live, Zero
+from .topology import Entries, Support
+
+
+def keep_on(mask: Tensor, value: Tensor, out: Tensor | None = None) -> Tensor:
+    """`value` where `mask`, exactly +0 elsewhere (a select, not a product: NaN off the support does not leak)."""
+    zero = value.new_zeros(())
+    return torch.where(mask, value, zero) if out is None else torch.where(mask, value, zero, out=out)
+
+
+@dataclass
+class DenseSite:
+    """A Parameter that holds exact zeros off its support; for live methods, its dense trainable weights beside it.
+
+    name: canonical parameter name; parameter: of shape (out, in, *kernel) or as its layer has it.
+    mask: bool, of the shape of the local part of the parameter; replaced, never changed in place.
+    trainable: the dense weights of a live method, None for others.
+    off_scale: what the gradient off the support is multiplied by in the current backward pass.
+    """
+
+    name: str
+    module: nn.Module
+    attribute: str
+    parameter: nn.Parameter
+    inactive: Zero | Live
+    optimizer: Optimizer | None = None
+    mask: Tensor = field(init=False)
+    trainable: Tensor | None = field(init=False, default=None)
+    off_scale: float = field(init=False, default=1.0)
+    stashed_grad: Tensor | None = field(init=False, default=None)
+    handed_over: bool = field(init=False, default=False)
+    _view: Tensor | None = field(init=False, default=None, repr=False)
+    _before: Tensor | None = field(init=False, default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.mask = torch.ones_like(self.weight, dtype=torch.bool)
+
+    # -- reading --
+
+    @property
+    def live(self) -> bool:
+        """Whether inactive weights keep a value."""
+        return isinstance(self.inactive, Live)
+
+    @property
+    def weight(self) -> Tensor:
+        """The local part of the parameter, detached."""
+        return distributed.local(self.parameter.detach())
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the whole weight."""
+        return self.parameter.shape
+
+    def support(self) -> Support:
+        """The support of the whole weight. A collective when the parameter is sharded."""
+        return Support.from_mask(distributed.gather(self.mask, self.parameter))
+
+    def entries(self, needs: frozenset[str], grad_scale: float, generator: torch.Generator | None) -> Entries:
+        """Aligned tensors over the whole weight that scores look at; gradients are unscaled."""
+        whole = self._whole
+        fields: dict[str, Any] = {}
+        if "grad" in needs:
+            fields["grad"] = self._gradient(grad_scale)
+        if "momentum" in needs:
+            held = optimizer_state.first_moment(self.optimizer, self.parameter)
+            fields["momentum"] = torch.zeros(self.shape) if held is None else whole(distributed.local(held))
+        source = self.weight if self.trainable is None or self.handed_over else self.trainable
+        return Entries(weight=whole(source), active=whole(self.mask), generator=generator, **fields)
+
+    def _gradient(self, scale: float) -> Tensor:
+        grad = self.stashed_grad if self.stashed_grad is not None else self.parameter.grad
+        if grad is None:  # the weight took no part in this backward pass
+            return torch.zeros(self.shape, dtype=self.parameter.dtype, device=self.parameter.device)
+        grad = self._whole(distributed.local(grad.detach()))
+        return grad if scale == 1.0 else grad / scale
+
+    def _whole(self, part: Tensor) -> Tensor:
+        return distributed.gather(part, self.parameter)
+
+    def _slots(self) -> dict[str, Tensor]:
+        held = optimizer_state.slots(self.optimizer, self.parameter)
+        return {name: distributed.local(slot) for name, slot in held.items()}
+
+    def check_identity(self) -> None:
+        """Raise if the module now holds another Parameter than the one that was attached."""
+        current = getattr(self.module, self.attribute, None)
+        if current is not self.parameter:
+            raise AttachError(
+                f"{self.name} was replaced by another Parameter since sparsify() (fully_shard(), .to() or a manual "
+                "assignment does that); call sparsify() after such changes"
+            )
+
+    # -- the optimizer and the gradient --
+
+    def take_optimizer(self, optimizer: Optimizer) -> None:
+        """Remember who steps this weight."""
+        self.optimizer = optimizer
+        scale, on = self._scale()
+        if on == "gradient" and scale not in (0.0, 1.0) and distributed.is_sharded(self.parameter):
+            raise AttachError(
+                f"{self.name} is sharded (FSDP2): scale={scale} cannot act on its gradient, which is gated once per "
+                'micro-batch there; use scale_on="update"'
+            )
+
+    def _scale(self) -> tuple[float, str]:
+        """s, and whether it acts on the gradient or on the update of inactive weights."""
+        if not isinstance(self.inactive, Live):
+            return (1.0 if self.inactive.slots == "keep" else 0.0), "gradient"
+        adaptive = self.optimizer is not None and optimizer_state.normalises_gradient(self.optimizer)
+        return self.inactive.scale, self.inactive.scale_on or ("update" if adaptive else "gradient")
+
+    def arm(self, *, growing: bool) -> None:
+        """Set what the next backward pass lets through off the support."""
+        scale, on = self._scale()
+        self.off_scale = 1.0 if growing or on == "update" else scale
+
+    def install_gate(self) -> list[RemovableHandle]:
+        """Register the hooks that multiply the gradient off the support by `off_scale`."""
+        handles = [self.parameter.register_post_accumulate_grad_hook(self._gate_accumulated)]
+        if not distributed.is_sharded(self.parameter):
+            handles.append(self.parameter.register_hook(self._gate_incoming))
+        return handles
+
+    @torch.compiler.disable
+    def _gate_incoming(self, grad: Tensor) -> Tensor | None:
+        if self.off_scale in (0.0, 1.0):
+            return None
+        return torch.where(self.mask, grad, grad * self.off_scale)
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def _gate_accumulated(self, parameter: Tensor) -> None:
+        """Zeroing is idempotent and linear: done in place on the accumulated gradient, before DDP reduces it."""
+        if self.off_scale == 0.0:
+            self.gate_gradient()
+
+    def gate_gradient(self) -> None:
+        """Zero the gradient off the support, in place."""
+        if self.parameter.grad is not None:
+            grad = distributed.local(self.parameter.grad)
+            keep_on(self.mask, grad, out=grad)
+
+    def stash_gradient(self) -> None:
+        """Keep the dense gradient for growth after the step, and gate what the optimizer consumes."""
+        if self.parameter.grad is not None:
+            self.stashed_grad = self.parameter.grad.detach().clone()
+            self.gate_gradient()
+
+    # -- the optimizer step of live methods --
+
+    @property
+    def _in_place(self) -> bool:
+        """Where addresses must stay: FSDP2 shards and cuDNN's flat RNN weights."""
+        flat_rnn = isinstance(self.module, nn.RNNBase) and self.parameter.is_cuda
+        return flat_rnn or distributed.is_sharded(self.parameter)
+
+    def hand_over(self) -> None:
+        """Put the trainable weights where the optimizer will step on them."""
+        if self.trainable is None:
+            return
+        scale, on = self._scale()
+        if on == "update" and scale != 1.0:
+            self._before = self.trainable.clone()
+        if self._in_place:
+            self.weight.copy_(self.trainable)
+        else:
+            self._view, self.parameter.data = self.parameter.data, self.trainable
+        self.handed_over = True
+
+    def show_sparse(self) -> None:
+        """Put the sparse view back: the trainable weights on the support, zero elsewhere."""
+        if self.trainable is None:
+            return
+        if self._in_place:
+            if self.handed_over:
+                self.trainable.copy_(self.weight)
+            keep_on(self.mask, self.trainable, out=self.weight)
+        else:
+            if self.handed_over:
+                self.trainable, self._view = self.parameter.data, self._view
+            view = self._view if self.handed_over and self._view is not None else self.parameter.data
+            keep_on(self.mask, self.trainable, out=view)
+            self.parameter.data = view
+        self._view = None
+        self.handed_over = False
+
+    def act_on_inactive(self, step: int) -> None:
+        """After the update of `step`: what its forward pass left out is scaled by s and decayed, or cleared."""
+        if not isinstance(self.inactive, Live):
+            return self.clear_inactive()
+        trained = self.weight
+        if self._before is not None:
+            scaled = self._before + self.inactive.scale * (trained - self._before)
+            torch.where(self.mask, trained, scaled, out=trained)
+            self._before = None
+        decay = self.inactive.exploit.decay(step) if self.inactive.exploit else 0.0
+        if decay == 1.0:
+            keep_on(self.mask, trained, out=trained)
+        elif decay:
+            torch.where(self.mask, trained, trained - decay * trained, out=trained)
+
+    def abandon_step(self) -> None:
+        """Go back to the sparse view after an update that raised."""
+        if self.handed_over:
+            self.show_sparse()
+        self.stashed_grad = self._before = None
+
+    # -- supports --
+
+    def start(self, mask: Tensor) -> None:
+        """Take the first support (of the whole weight) and make the parameter sparse."""
+        self.mask = distributed.shard(mask, self.parameter)
+        if self.live:
+            self.trainable = self.weight.clone()
+            self.show_sparse()
+        else:
+            self.clear_inactive()
+
+    def clear_inactive(self) -> None:
+        """Make the weight exactly zero off its support."""
+        keep_on(self.mask, self.weight, out=self.weight)
+
+    def assign(self, mask: Tensor) -> None:
+        """Change to another support of the whole weight; dropped and newborn entries are treated as stated."""
+        new, old = distributed.shard(mask, self.parameter), self.mask
+        self.mask = new
+        self.stashed_grad = None
+        if isinstance(self.inactive, Zero):
+            self._move_slots(old, new)
+            self.clear_inactive()
+
+    def _move_slots(self, old: Tensor, new: Tensor) -> None:
+        if not isinstance(self.inactive, Zero) or self.inactive.slots == "keep" or self.optimizer is None:
+            return
+        dropped, born, survived = old & ~new, new & ~old, old & new
+        for name, slot in self._slots().items():
+            rest = optimizer_state.resting_value(name, self.optimizer, self.parameter)
+            slot.masked_fill_(dropped, rest)
+            if self.inactive.newborn == "neutral" and optimizer_state.is_second_moment(name):
+                slot[born] = self._mean(slot, survived)
+
+    def _mean(self, slot: Tensor, where: Tensor) -> Tensor:
+        total = self._whole(slot)[self._whole(where)]
+        return total.mean() if total.numel() else slot.new_zeros(())
+
+    def synchronise(self) -> None:
+        """Take rank 0's support and trainable weights. A collective; sharded weights agree by construction."""
+        if distributed.is_sharded(self.parameter):
+            return
+        self.mask = distributed.broadcast(self.mask.clone())
+        if self.trainable is None:
+            self.clear_inactive()
+        else:
+            distributed.broadcast(self.trainable)
+            self.show_sparse()
+
+    def load(self, support: Support, trainable: Tensor | None) -> None:
+        """Take over a saved support and saved trainable weights (both whole)."""
+        if tuple(support.shape) != tuple(self.shape):
+            raise CheckpointError(
+                f"the saved support of {self.name} has shape {tuple(support.shape)}, the weight has "
+                f"{tuple(self.shape)}: this state belongs to another model"
+            )
+        self.mask = distributed.shard(support.mask.to(self.parameter.device), self.parameter)
+        self.stashed_grad = None
+        if self.trainable is None:
+            self.clear_inactive()
+        else:
+            if trainable is None or trainable.shape != self.shape:
+                raise CheckpointError(f"the state holds no trainable weights of {self.name} that fit its shape")
+            whole = trainable.to(self.parameter.device, self.parameter.dtype)
+            self.trainable.copy_(distributed.shard(whole, self.parameter))
+            self.show_sparse()
+
+    def whole_trainable(self) -> Tensor | None:
+        """The dense trainable weights of the whole parameter, or None."""
+        return None if self.trainable is None else self._whole(self.trainable)
+
+    def bytes(self) -> int:
+        """What this site holds beside model and optimizer between steps, on this rank."""
+        extra = 0 if self.trainable is None else self.trainable.nbytes
+        return self.mask.nbytes + extra

@@ -1,0 +1,316 @@
+"""The controller: runs a `Method` on a model through the optimizer's step hooks, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
+
+from . import distributed, optimizer_state, rewiring
+from .coverage import Coverage, coverage
+from .errors import AttachError, CheckpointError, ConfigError
+from .hooks import StepHooks
+from .method import Live, Method
+from .sites import DenseSite
+from .targets import Candidate, canonical, choose
+from .topology import Select, Support
+
+_SYNC_EVERY = 100  # selections between two comparisons of supports across ranks
+_attached: WeakIdKeyDictionary = WeakIdKeyDictionary()  # Parameter -> name, while a Sparsifier owns it
+
+
+def sparsify(
+    model: nn.Module,
+    method: Method,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    *,
+    total_steps: int | None = None,
+    targets: str | type[nn.Module] | Sequence[str | type[nn.Module]] | None = None,
+    seed: int = 0,
+) -> Sparsifier:
+    """Make `model` sparse and keep it sparse while `optimizer` trains it; the training loop does not change.
+
+    The model stays an ordinary model: same parameters, same names, exact zeros off the supports.
+
+    method: from `gossamer.methods`, or your own `Method`.
+    optimizer: the optimizer, or all optimizers of the model; None leaves that to `Sparsifier.attach`.
+    total_steps: length of training in optimizer steps; methods with fractions of training need it.
+    targets: None, a preset ("default", "advances", "dctps"), name globs or module types; see `gossamer.targets`.
+    seed: of every random choice the method makes; give all ranks the same.
+
+    Raises:
+        TargetError: targets match nothing that can be sparse.
+        ConfigError: the method cannot run as asked, e.g. `total_steps` is missing or the density infeasible.
+        AttachError: a weight is sparsified already, or the optimizer does not hold it.
+
+    >>> import torch, gossamer
+    >>> model = torch.nn.Linear(100, 10)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> sparsifier = gossamer.sparsify(model, gossamer.methods.static(0.1), optimizer)
+    >>> int((model.weight != 0).sum()), sparsifier.supports["weight"].count
+    (100, 100)
+    """
+    sparsifier = Sparsifier(model, method, total_steps=total_steps, targets=targets, seed=seed)
+    if optimizer is not None:
+        try:
+            sparsifier.attach(optimizer)
+        except Exception:
+            sparsifier.detach()
+            raise
+    return sparsifier
+
+
+class Sparsifier:
+    """Owns sites, supports, trainable weights and the clock; the only object that changes a model in training."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        *,
+        total_steps: int | None = None,
+        targets: str | type[nn.Module] | Sequence[str | type[nn.Module]] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(method, Method):
+            raise ConfigError(f"method is {method!r}; expected a Method such as gossamer.methods.rigl(density=0.1)")
+        distributed.refuse(model)
+        self.method, self.seed, self.step = method.resolve(total_steps), int(seed), 0
+        self.total_steps = total_steps
+        self._candidates = choose(model, targets)
+        self.sites = {c.name: self._site(c) for c in self._candidates if c.sparse}
+        self._hooks: StepHooks | None = None
+        self._gates: list[RemovableHandle] = []
+        self._replaced = self._synced = False
+        self._selections = 0
+        with torch.no_grad():
+            self._start()
+
+    def _start(self) -> None:
+        first = rewiring.first_masks(self.method, self.sites, self.seed)  # may raise: nothing is touched so far
+        for name, site in self.sites.items():
+            _attached[site.parameter] = name
+            site.start(first[name])
+            self._gates += site.install_gate()
+        self._synchronise()
+        self._arm_gates()
+
+    def _site(self, candidate: Candidate) -> DenseSite:
+        if candidate.parameter in _attached:
+            raise AttachError(
+                f"{candidate.name} is sparsified already; call detach() on its Sparsifier before sparsify() again"
+            )
+        return DenseSite(
+            candidate.name,
+            candidate.module,
+            candidate.attribute,
+            candidate.parameter,
+            self.method.inactive,
+        )
+
+    # -- what users read --
+
+    @property
+    def supports(self) -> Mapping[str, Support]:
+        """Weight name -> its current `Support`."""
+        return MappingProxyType({name: site.support() for name, site in self.sites.items()})
+
+    def summary(self) -> Coverage:
+        """Coverage table: every parameter, sparse or dense and why, count, density, bytes. `print` it."""
+        return coverage(self._candidates, self.sites)
+
+    def __repr__(self) -> str:
+        table = self.summary()
+        return (
+            f"Sparsifier({self.method.name}, step={self.step}, weights={len(self.sites)}, "
+            f"active={table.active}/{table.eligible})"
+        )
+
+    # -- attaching --
+
+    def attach(self, optimizer: Optimizer | Sequence[Optimizer]) -> None:
+        """Register step hooks on the optimizer(s) that train the sparse weights.
+
+        Needed again after `copy.deepcopy(optimizer)`, which drops hooks.
+
+        Raises:
+            AttachError: attached already, a sparse weight is in none (or several) of them, or one cannot be used.
+        """
+        given: Iterable[Any] = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
+        optimizers = [optimizer_state.unwrap(o) for o in given]
+        if self._hooks is not None:
+            raise AttachError("this Sparsifier is attached to an optimizer already; call detach() first")
+        if not optimizers:
+            raise AttachError("no optimizer was given; pass one torch.optim.Optimizer or several")
+        live = isinstance(self.method.inactive, Live)
+        for each in optimizers:
+            optimizer_state.refuse(each, live=live)
+        owners = {name: _owner(site, optimizers) for name, site in self.sites.items()}
+        for name, site in self.sites.items():
+            site.take_optimizer(owners[name])
+        self._hooks = StepHooks(optimizers, self._before_update, self._after_update, one_evaluation=live)
+        self._arm_gates()
+
+    def detach(self) -> None:
+        """Remove every hook; the model stays as it is, plain and sparse. Training it further will revive weights."""
+        self.restore()
+        if self._hooks is not None:
+            self._hooks.remove()
+            self._hooks = None
+        for handle in self._gates:
+            handle.remove()
+        self._gates = []
+        for site in self.sites.values():
+            _attached.pop(site.parameter, None)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Make the model sparse again after an exception inside `optimizer.step()`, and forget that step."""
+        for site in self.sites.values():
+            site.abandon_step()
+        if self._hooks is not None:
+            self._hooks.reset()
+        self._replaced = False
+
+    # -- one optimizer step --
+
+    def _before_update(self, optimizer: Optimizer) -> None:
+        if not self._synced:
+            self._synchronise()
+        own = self._own(optimizer)
+        for site in own:
+            site.check_identity()
+            if site.handed_over:
+                raise AttachError(
+                    "the last optimizer.step() did not finish (it raised); call sparsifier.restore() before going on"
+                )
+        if self._growing():
+            if self.method.at == "replace":
+                self._consume_step()
+            else:
+                for site in own:
+                    site.stash_gradient()
+        for site in own:
+            site.hand_over()
+
+    def _consume_step(self) -> None:
+        """Rewire by this gradient instead of updating: no parameter of any attached optimizer moves."""
+        if not self._replaced:
+            self._rewire(self.step)
+            self._replaced = True
+        for optimizer in self._hooks.optimizers if self._hooks else ():
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+
+    def _after_update(self, optimizer: Optimizer, complete: bool) -> None:
+        own = self._own(optimizer)
+        for site in own:
+            site.act_on_inactive(self.step)
+        if complete:
+            self.step += 1
+            if self.method.at == "after" and self._due(self.step):
+                self._rewire(self.step)
+            self._replaced = False
+            self._arm_gates()
+        for site in self.sites.values() if complete else own:
+            site.show_sparse()
+
+    def _own(self, optimizer: Optimizer) -> list[DenseSite]:
+        return [site for site in self.sites.values() if site.optimizer is optimizer]
+
+    def _due(self, step: int) -> bool:
+        if not self.method.clock.due(step):
+            return False
+        inactive = self.method.inactive
+        if isinstance(inactive, Live):
+            return inactive.exploit is None or not inactive.exploit.frozen(step - 1)
+        return isinstance(self.method.rule, Select) or step != self.total_steps  # newborns must still be trained
+
+    def _growing(self) -> bool:
+        """Whether the gradient of the current step decides where to grow."""
+        if "grad" not in self.method.rule.needs:
+            return False
+        return self._due(self.step if self.method.at == "replace" else self.step + 1)
+
+    def _arm_gates(self) -> None:
+        growing = self._growing()
+        for site in self.sites.values():
+            site.arm(growing=growing)
+
+    def _rewire(self, step: int) -> None:
+        rewiring.rewire(self.method, self.sites, self.seed, step)
+        self._selections += 1
+        frequent = isinstance(self.method.rule, Select)
+        if distributed.active() and not (frequent and self._selections % _SYNC_EVERY):
+            distributed.check_supports(self.sites, step)
+
+    def _synchronise(self) -> None:
+        """Take rank 0's supports and trainable weights: a rank that was initialised differently has others."""
+        if distributed.active():
+            for site in self.sites.values():
+                site.synchronise()
+            self._synced = True
+
+    # -- saving --
+
+    def state_dict(self) -> dict[str, Any]:
+        """Supports, trainable weights, clock and seed: everything that is needed to go on exactly.
+
+        Holds tensors, numbers, strings and dicts only, so `torch.load(weights_only=True)` reads it.
+
+        Raises:
+            AttachError: an optimizer step raised and left the model dense; call `restore()` first.
+        """
+        if any(site.handed_over for site in self.sites.values()):
+            raise AttachError("the last optimizer.step() did not finish; call sparsifier.restore() before saving")
+        trainables = {name: site.whole_trainable() for name, site in self.sites.items()}
+        return {
+            "version": 1,
+            "method": self.method.name,
+            "seed": self.seed,
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "selections": self._selections,
+            "supports": {name: site.support().compact().state() for name, site in self.sites.items()},
+            "trainables": {name: value for name, value in trainables.items() if value is not None},
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` saved, of the same model and method; weights become sparse accordingly.
+
+        Raises:
+            CheckpointError: the state is of another model, method or length of training.
+        """
+        for key in ("method", "total_steps"):
+            mine = self.method.name if key == "method" else self.total_steps
+            if state.get(key) != mine:
+                raise CheckpointError(f"the saved {key} is {state.get(key)!r}, this sparsifier's is {mine!r}")
+        saved = {canonical(name): value for name, value in state["supports"].items()}
+        if saved.keys() != self.sites.keys():
+            odd = sorted(saved.keys() ^ self.sites.keys())
+            raise CheckpointError(f"the state belongs to another model or other targets: {', '.join(odd[:5])} differ")
+        supports = {name: Support.from_state(value) for name, value in saved.items()}
+        for name, site in self.sites.items():
+            site.load(supports[name], state["trainables"].get(name))
+        self.seed, self.step = int(state["seed"]), int(state["step"])
+        self._selections = int(state["selections"])
+        self._arm_gates()
+
+
+def _owner(site: DenseSite, optimizers: Sequence[Optimizer]) -> Optimizer:
+    owners = [o for o in optimizers if any(p is site.parameter for g in o.param_groups for p in g["params"])]
+    if len(owners) != 1:
+        where = "no optimizer" if not owners else f"{len(owners)} optimizers"
+        raise AttachError(
+            f"{site.name} is in {where} passed to sparsify(); every sparse weight must be in exactly one "
+            "(build the optimizer from model.parameters(), or leave the weight out with targets)"
+        )
+    return owners[0]

@@ -1,0 +1,205 @@
+"""Which weights become sparse, and why the others do not."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from .errors import TargetError, did_you_mean
+
+PRESETS = {
+    "default": "weights of linear, convolution, attention and recurrent layers, minus vocabulary heads",
+    "advances": "default, minus convolutions with input channels not a multiple of 16, and task heads of text models",
+    "dctps": "every convolution and linear weight",
+}
+TASK_HEADS = frozenset({"classifier", "score", "qa_outputs", "cls", "head", "lm_head", "out_proj_head"})
+WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
+
+LINEAR = (nn.Linear,)
+CONVOLUTION = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+EMBEDDING = (nn.Embedding, nn.EmbeddingBag)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One parameter of the model, whether it is to be sparse, and why."""
+
+    name: str
+    module: nn.Module
+    attribute: str
+    parameter: nn.Parameter
+    sparse: bool
+    reason: str
+
+
+def canonical(name: str) -> str:
+    """Parameter name without what DDP, torch.compile and FSDP put before it.
+
+    >>> canonical("module._orig_mod.fc.weight")
+    'fc.weight'
+    """
+    for wrapper in WRAPPERS:
+        name = name.replace(f".{wrapper}", ".").removeprefix(wrapper)
+    return name if not name.startswith(WRAPPERS) else canonical(name)
+
+
+def choose(
+    model: nn.Module, targets: str | type[nn.Module] | Sequence[str | type[nn.Module]] | None
+) -> list[Candidate]:
+    """Classify every parameter of `model`.
+
+    targets: None or a preset name (see `PRESETS`); or name globs and module types, any of which may match; a glob
+        that starts with "!" takes away (from the default preset if nothing else is given). Explicit targets
+        include what presets leave out, but never 1-D parameters (biases, norms).
+
+    Raises:
+        TargetError: nothing matches, or what matches cannot be sparse.
+    """
+    preset, patterns = _parse(model, targets)
+    rows = [_classify(model, p, preset, patterns) for p in _parameters(model)]
+    if not any(row.sparse for row in rows):
+        wanted = "the default targets" if targets is None else f"targets={targets!r}"
+        matched = [f"{row.name}: {row.reason}" for row in rows if row.reason.startswith("named in targets, but")]
+        why = "; ".join(matched[:3]) or f"parameters are {', '.join(row.name for row in rows[:8]) or 'none'}"
+        raise TargetError(f"{wanted} match no weight that can be sparse ({why}); name weights by glob, e.g. '*.weight'")
+    return rows
+
+
+def _parse(model: nn.Module, targets: object) -> tuple[str, list[str | type[nn.Module]]]:
+    if targets is None:
+        return "default", []
+    if isinstance(targets, str) and targets in PRESETS:
+        return targets, []
+    items = [targets] if isinstance(targets, str | type) else list(targets)  # type: ignore[call-overload]
+    if not items:
+        raise TargetError("targets is empty; leave it out for the default, or give globs or module types")
+    for item in items:
+        if isinstance(item, type) and issubclass(item, nn.Module):
+            continue
+        if not isinstance(item, str):
+            raise TargetError(f"targets holds {item!r}; expected name globs or nn.Module types")
+        names = [p.name for p in _parameters(model)]
+        if not any(fnmatch.fnmatchcase(name, item.removeprefix("!")) for name in names):
+            hint = did_you_mean(item.removeprefix("!"), [*PRESETS, *names])
+            raise TargetError(f"target {item!r} matches no parameter and is no preset{hint}")
+    return ("default" if all(isinstance(i, str) and i.startswith("!") for i in items) else "none"), items
+
+
+@dataclass(frozen=True)
+class _Parameter:
+    name: str
+    module: nn.Module
+    attribute: str
+    value: nn.Parameter
+    twins: tuple[str, ...]  # other names of the same parameter
+
+
+def _parameters(model: nn.Module) -> Iterator[_Parameter]:
+    """Every parameter once, under its first name."""
+    names: dict[int, list[tuple[str, nn.Module, str, nn.Parameter]]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for attribute, value in module.named_parameters(recurse=False):
+            full = canonical(f"{path}.{attribute}" if path else attribute)
+            names.setdefault(id(value), []).append((full, module, attribute, value))
+    for seen in names.values():
+        name, module, attribute, value = seen[0]
+        owners = {id(m) for _, m, _, _ in seen}
+        twins = tuple(n for n, *_ in seen[1:]) if len(owners) > 1 else ()
+        yield _Parameter(name, module, attribute, value, twins)
+
+
+def _classify(model: nn.Module, p: _Parameter, preset: str, patterns: Sequence[str | type[nn.Module]]) -> Candidate:
+    removed = [i for i in patterns if isinstance(i, str) and i.startswith("!")]
+    named = any(
+        isinstance(p.module, i) if isinstance(i, type) else fnmatch.fnmatchcase(p.name, i)
+        for i in patterns
+        if i not in removed
+    )
+    impossible = _impossible(p)
+    if impossible:
+        sparse, reason = False, f"named in targets, but {impossible}" if named else impossible
+    elif any(fnmatch.fnmatchcase(p.name, i[1:]) for i in removed):
+        sparse, reason = False, "taken out by targets"
+    elif named:
+        sparse, reason = True, "named in targets"
+    elif preset == "none":
+        sparse, reason = False, "not named in targets"
+    else:
+        why_not = _why_dense(model, p, preset)
+        sparse, reason = not why_not, why_not or _kind(p)
+    return Candidate(p.name, p.module, p.attribute, p.value, sparse, reason)
+
+
+def _impossible(p: _Parameter) -> str:
+    if "parametrizations" in p.name:
+        return "is computed by a parametrization (remove it first)"
+    if not p.value.dtype.is_floating_point:
+        return f"{p.value.dtype} is not a floating point type"
+    if p.value.ndim < 2:
+        return "1-D (bias, norm or scale)"
+    if p.value.numel() == 0:
+        return "empty"
+    if not p.value.requires_grad:
+        return "frozen (requires_grad is False)"
+    return ""
+
+
+def _kind(p: _Parameter) -> str:
+    """The kind of layer weight that the default preset makes sparse, or ''."""
+    module, attribute = p.module, p.attribute
+    is_gpt2_conv = type(module).__name__ == "Conv1D" and hasattr(module, "nf")  # a transposed linear layer
+    if attribute == "weight" and (isinstance(module, LINEAR) or is_gpt2_conv):
+        return "linear weight"
+    if attribute == "weight" and isinstance(module, CONVOLUTION):
+        return "convolution weight"
+    if isinstance(module, nn.MultiheadAttention) and attribute.endswith("proj_weight"):
+        return "attention weight"
+    if isinstance(module, RECURRENT) and attribute.startswith("weight_"):
+        return "recurrent weight"
+    return ""
+
+
+def _why_dense(model: nn.Module, p: _Parameter, preset: str) -> str:
+    kind = _kind(p)
+    if isinstance(p.module, EMBEDDING):
+        return "embedding"
+    if p.twins:
+        return f"tied with {', '.join(p.twins)}"
+    if not kind:
+        return f"parameter of {type(p.module).__name__}: no linear, convolution, attention or recurrent weight"
+    if preset == "dctps":
+        return "" if kind != "recurrent weight" else "recurrent weight, not in preset dctps"
+    if _is_vocabulary_head(model, p):
+        return "vocabulary head"
+    if preset == "advances":
+        return _advances_exemption(model, p)
+    return ""
+
+
+def _is_vocabulary_head(model: nn.Module, p: _Parameter) -> bool:
+    """Whether it is the last linear layer whose shape is that of a token embedding."""
+    tables = {(m.num_embeddings, m.embedding_dim) for m in model.modules() if isinstance(m, EMBEDDING)}
+    like = [m for m in model.modules() if isinstance(m, nn.Linear) and (m.out_features, m.in_features) in tables]
+    return bool(like) and like[-1] is p.module
+
+
+def _advances_exemption(model: nn.Module, p: _Parameter) -> str:
+    if isinstance(p.module, CONVOLUTION):
+        inputs = p.module.in_channels // p.module.groups
+        if inputs % 16:
+            return f"{inputs} input channels, not a multiple of 16"
+    layer = p.name.rsplit(".", 2)[-2] if "." in p.name else ""
+    if layer in TASK_HEADS and any(isinstance(m, EMBEDDING) for m in model.modules()):
+        return "task head"
+    return ""

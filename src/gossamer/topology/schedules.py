@@ -1,0 +1,300 @@
+"""Values that change with the step, and the clock that says when something is due.
+
+A **time** is an int, in optimizer steps, or a float, a fraction of training in [0, 1], which `resolve` makes a step
+(``round(fraction * total_steps)``). So ``1`` is one step and ``1.0`` the whole training.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Protocol, TypeVar
+
+from ..errors import ConfigError
+
+Time = int | float
+
+
+class Schedule(Protocol):
+    """What a schedule provides."""
+
+    @property
+    def needs_total(self) -> bool:
+        """Whether it still holds fractions of training."""
+
+    def __call__(self, step: int) -> float:
+        """Return the value at ``step`` completed optimizer steps."""
+
+    def resolve(self, total_steps: int | None) -> Schedule:
+        """Return the schedule with every time in steps; ConfigError if it needs ``total_steps`` and gets None."""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_time(name: str, time: Time) -> None:
+    if not _is_number(time) or (isinstance(time, int) and time < 0) or (isinstance(time, float) and not 0 <= time <= 1):
+        raise ConfigError(
+            f"{name} is a time: an int >= 0 counts steps, a float in [0, 1] is a fraction of training; got {time!r}"
+        )
+
+
+def _check_value(name: str, value: float) -> None:
+    if not _is_number(value) or not math.isfinite(value):
+        raise ConfigError(f"{name} must be a finite number, got {value!r}")
+
+
+def _fractional(*times: Time | None) -> bool:
+    return any(isinstance(time, float) and math.isfinite(time) for time in times)
+
+
+def _to_step(time: Time, total_steps: int) -> int:
+    return round(time * total_steps) if isinstance(time, float) else time
+
+
+def _check_total(what: object, total_steps: int | None) -> int:
+    if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
+        raise ConfigError(
+            f"{what} has times that are fractions of training and needs total_steps=T, the number of optimizer steps; "
+            f"got {total_steps!r}"
+        )
+    return total_steps
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same value at every step."""
+
+    value: float
+    needs_total = False
+
+    def __post_init__(self) -> None:
+        """Check the value."""
+        _check_value("value", self.value)
+
+    def __call__(self, step: int) -> float:
+        """Return the value."""
+        return float(self.value)
+
+    def resolve(self, total_steps: int | None) -> Constant:
+        """Return itself."""
+        return self
+
+
+_Self = TypeVar("_Self", bound="_Ramp")
+
+
+@dataclass(frozen=True)
+class _Ramp:
+    """From ``start_value`` at time ``start`` to ``end_value`` at time ``end``; constant before and after.
+
+    With ``t = (step - start) / (end - start)`` in [0, 1]; both ends are exact.
+    """
+
+    start_value: float
+    end_value: float = 0.0
+    start: Time = 0
+    end: Time = 1.0
+
+    def __post_init__(self) -> None:
+        """Check values and times."""
+        _check_value("start_value", self.start_value)
+        _check_value("end_value", self.end_value)
+        _check_time("start", self.start)
+        _check_time("end", self.end)
+        if type(self.start) is type(self.end) and self.end < self.start:
+            raise ConfigError(f"a schedule cannot end before it starts, got start={self.start}, end={self.end}")
+
+    @property
+    def needs_total(self) -> bool:
+        """Whether ``start`` or ``end`` is a fraction of training."""
+        return _fractional(self.start, self.end)
+
+    def resolve(self: _Self, total_steps: int | None) -> _Self:
+        """Return the schedule with ``start`` and ``end`` in steps."""
+        if not self.needs_total:
+            return self
+        total = _check_total(self, total_steps)
+        return replace(self, start=_to_step(self.start, total), end=_to_step(self.end, total))
+
+    def __call__(self, step: int) -> float:
+        """Return the value at ``step``."""
+        if self.needs_total:
+            _check_total(self, None)
+        if step >= self.end:
+            return float(self.end_value)
+        if step <= self.start:
+            return float(self.start_value)
+        return self._between((step - self.start) / (self.end - self.start))
+
+    def _between(self, t: float) -> float:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Linear(_Ramp):
+    """``start_value + (end_value - start_value) t``, with t from 0 at ``start`` to 1 at ``end``; constant outside.
+
+    >>> [Linear(1.0, 0.0, end=4)(step) for step in (0, 1, 4, 9)]
+    [1.0, 0.75, 0.0, 0.0]
+    """
+
+    def _between(self, t: float) -> float:
+        return self.start_value + (self.end_value - self.start_value) * t
+
+
+@dataclass(frozen=True)
+class Cosine(_Ramp):
+    """``end_value + (start_value - end_value)/2 (1 + cos(pi t))``, t from 0 at ``start`` to 1 at ``end``.
+
+    Source: the drop fraction of RigL (1911.11134).
+
+    >>> round(Cosine(0.3, end=25000)(12500), 6)
+    0.15
+    """
+
+    def _between(self, t: float) -> float:
+        return self.end_value + (self.start_value - self.end_value) / 2 * (1 + math.cos(math.pi * t))
+
+
+@dataclass(frozen=True)
+class Cubic(_Ramp):
+    """``end_value + (start_value - end_value) (1 - t)^3``, t from 0 at ``start`` to 1 at ``end``; here on density.
+
+    Source: Zhu and Gupta 2017 (1710.01878), who state it on sparsity.
+
+    >>> [round(Cubic(1.0, 0.1, end=4)(step), 5) for step in range(5)]
+    [1.0, 0.47969, 0.2125, 0.11406, 0.1]
+    """
+
+    def _between(self, t: float) -> float:
+        return self.end_value + (self.start_value - self.end_value) * (1 - t) ** 3
+
+
+@dataclass(frozen=True)
+class Piecewise:
+    """A step function: the value of the last point whose time has come; before the first, its value.
+
+    Args:
+        points: ((time, value), ...), times increasing.
+
+    >>> schedule = Piecewise(((0, 0.5), (10, 0.1)))
+    >>> schedule(9), schedule(10)
+    (0.5, 0.1)
+    """
+
+    points: tuple[tuple[Time, float], ...]
+
+    def __post_init__(self) -> None:
+        """Check points."""
+        try:
+            checked = tuple((time, value) for time, value in self.points)
+        except (TypeError, ValueError):
+            raise ConfigError(f"points must be ((time, value), ...), got {self.points!r}") from None
+        if not checked:
+            raise ConfigError("a piecewise schedule needs at least one (time, value) point")
+        for time, value in checked:
+            _check_time("the time of a point", time)
+            _check_value("the value of a point", value)
+        object.__setattr__(self, "points", checked)
+        if len({type(time) for time, _ in checked}) == 1:
+            self._check_order()
+
+    def _check_order(self) -> None:
+        times = [time for time, _ in self.points]
+        if any(later <= time for time, later in pairwise(times)):
+            raise ConfigError(f"the times of a piecewise schedule must increase, got {times}")
+
+    @property
+    def needs_total(self) -> bool:
+        """Whether a time is a fraction of training."""
+        return _fractional(*(time for time, _ in self.points))
+
+    def resolve(self, total_steps: int | None) -> Piecewise:
+        """Return the schedule with times in steps."""
+        if not self.needs_total:
+            return self
+        total = _check_total(self, total_steps)
+        return Piecewise(tuple((_to_step(time, total), value) for time, value in self.points))
+
+    def __call__(self, step: int) -> float:
+        """Return the value at ``step``."""
+        if self.needs_total:
+            _check_total(self, None)
+        passed = [value for time, value in self.points if time <= step]
+        return float(passed[-1] if passed else self.points[0][1])
+
+
+def as_schedule(value: float | Schedule) -> Schedule:
+    """Return ``value`` if it is a schedule, else the constant schedule of it.
+
+    Raises:
+        ConfigError: neither a finite number nor a schedule.
+    """
+    if isinstance(value, int | float):
+        return Constant(value)
+    if not callable(value) or not hasattr(value, "resolve"):
+        raise ConfigError(f"expected a number or a schedule such as Cosine(0.3), got {value!r}")
+    return value
+
+
+@dataclass(frozen=True)
+class Clock:
+    """When something periodic is due: at ``start``, ``start + every``, ... while ``step < stop``.
+
+    Args:
+        every: int, in steps (``1`` is each step); float in (0, 1], a fraction of training, at least one step (``1.0``
+            is the whole training); ``math.inf``, never.
+        start: first time; None: ``every``.
+        stop: end, not itself due; ``math.inf``: no end.
+
+    >>> clock = Clock(every=100, stop=0.5).resolve(total_steps=600)
+    >>> [step for step in range(600) if clock.due(step)]
+    [100, 200]
+    """
+
+    every: Time = 100
+    start: Time | None = None
+    stop: Time = math.inf
+
+    def __post_init__(self) -> None:
+        """Check times."""
+        if self.every != math.inf:
+            _check_time("every", self.every)
+            if self.every == 0:
+                raise ConfigError("every must be above 0: a number of steps, or math.inf for never")
+        if self.start is not None:
+            _check_time("start", self.start)
+        if self.stop != math.inf:
+            _check_time("stop", self.stop)
+
+    @property
+    def needs_total(self) -> bool:
+        """Whether a time is a fraction of training."""
+        return _fractional(self.every, self.start, self.stop)
+
+    def resolve(self, total_steps: int | None) -> Clock:
+        """Return the clock with every time in steps.
+
+        Raises:
+            ConfigError: it needs ``total_steps`` and did not get it.
+        """
+        if not self.needs_total:
+            return self
+        total = _check_total(self, total_steps)
+        return Clock(
+            self.every if self.every == math.inf else max(1, _to_step(self.every, total)),
+            None if self.start is None else _to_step(self.start, total),
+            self.stop if self.stop == math.inf else _to_step(self.stop, total),
+        )
+
+    def due(self, step: int) -> bool:
+        """Whether it is time at ``step`` completed optimizer steps."""
+        if self.needs_total:
+            _check_total(self, None)
+        if self.every == math.inf:
+            return False
+        start = self.every if self.start is None else self.start
+        return start <= step < self.stop and (step - start) % self.every == 0

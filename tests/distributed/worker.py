@@ -1,0 +1,179 @@
+"""Run by torch.distributed.run on two gloo processes; rank 0 writes what every check found as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import gossamer
+from gossamer import methods
+from gossamer.errors import GossamerError
+from gossamer.topology import Support
+
+STEPS, BATCH = 24, 8
+
+
+def net(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers = [nn.Linear(12, 16), nn.LayerNorm(16), nn.Tanh(), nn.Linear(16, 10), nn.Tanh(), nn.Linear(10, 4)]
+    return nn.Sequential(*layers).double()
+
+
+def data(step: int) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(1000 + step)
+    return torch.randn(BATCH, 12, generator=g, dtype=torch.float64), torch.randint(0, 4, (BATCH,), generator=g)
+
+
+def recipes() -> dict[str, gossamer.Method]:
+    return {
+        "static": methods.static(0.3),
+        "set": methods.set_(0.3, every=3),
+        "rigl": methods.rigl(0.3, every=3, fraction=0.5),
+        "rigl-global": methods.rigl(0.3, every=3, fraction=0.5, scope="global"),
+        "rewire": methods.rewire(0.3, exploit=gossamer.Reset(7)),
+        "rewire-global": methods.rewire(0.3, exploit=gossamer.Fix(0.7), scope="global"),
+        "rewire-scaled": methods.rewire(0.3, every=2, exploit=None, scale=0.4, scale_on="update"),
+    }
+
+
+def train(model: nn.Module, method: gossamer.Method, *, share: bool, seed: int = 5) -> dict[str, Any]:
+    """`share`: every rank sees its half of the batch; gradients are averaged by whoever wraps the model."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    sparsifier = gossamer.sparsify(model, method, optimizer, total_steps=STEPS, seed=seed)
+    half = slice(dist.get_rank() * BATCH // 2, (dist.get_rank() + 1) * BATCH // 2) if share else slice(None)
+    digests = []
+    for step in range(STEPS):
+        x, y = data(step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[half]), y[half]).backward()
+        optimizer.step()
+        digests.append([s.digest() for s in sparsifier.supports.values()])
+    weights = {}
+    for name, p in model.named_parameters():
+        whole = p.full_tensor() if hasattr(p, "full_tensor") else p
+        weights[name.removeprefix("module.")] = whole.detach().clone()
+    state = sparsifier.state_dict()
+    sparsifier.detach()
+    return {"weights": weights, "digests": digests, "state": state}
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    difference = max(float((a["weights"][n] - b["weights"][n]).abs().max()) for n in b["weights"])
+    moved = sum(x != y for x, y in zip(b["digests"], b["digests"][1:], strict=False))
+    return {"difference": difference, "supports_equal": a["digests"] == b["digests"], "rewirings": moved}
+
+
+def ddp_equals_one_process(name: str) -> dict[str, Any]:
+    alone = train(net(0), recipes()[name], share=False)
+    joined = train(DistributedDataParallel(net(0)), recipes()[name], share=True)
+    return same(joined, alone)
+
+
+def sparsified_before_ddp(name: str) -> dict[str, Any]:
+    """Ranks start from other weights and other global seeds; DDP and the controller both take rank 0's."""
+    alone = train(net(0), recipes()[name], share=False)
+    model = net(dist.get_rank())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    sparsifier = gossamer.sparsify(model, recipes()[name], optimizer, total_steps=STEPS, seed=5)
+    wrapped, digests = DistributedDataParallel(model), []
+    half = slice(dist.get_rank() * BATCH // 2, (dist.get_rank() + 1) * BATCH // 2)
+    for step in range(STEPS):
+        x, y = data(step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(wrapped(x[half]), y[half]).backward()
+        optimizer.step()
+        digests.append([s.digest() for s in sparsifier.supports.values()])
+    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    return same({"weights": weights, "digests": digests}, alone)
+
+
+def fsdp2_equals_unsharded(name: str) -> dict[str, Any]:
+    alone = train(net(0), recipes()[name], share=False)
+    model = net(0)
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    joined = train(model, recipes()[name], share=True)
+    found = same(joined, alone)
+    supports = {n: Support.from_state(s) for n, s in joined["state"]["supports"].items()}
+    fresh = gossamer.sparsify(net(1), recipes()[name], total_steps=STEPS)
+    fresh.load_state_dict(joined["state"])  # a sharded run's state fits an unsharded model
+    found["state_portable"] = all(fresh.supports[n] == s for n, s in supports.items())
+    return found
+
+
+def tampered_support() -> dict[str, Any]:
+    model = DistributedDataParallel(net(0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = gossamer.sparsify(model, methods.set_(0.3, every=4), optimizer, total_steps=STEPS)
+    message = ""
+    try:
+        for step in range(8):
+            x, y = data(step)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            if step == 1 and dist.get_rank() == 1:
+                site = sparsifier.sites["3.weight"]
+                site.assign(site.mask.flip(0))
+            optimizer.step()
+    except GossamerError as error:
+        message = f"{type(error).__name__}: {error}"
+    return {"message": message}
+
+
+def scale_on_sharded_gradient() -> dict[str, Any]:
+    model = net(0)
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    method = methods.rewire(0.3, scale=0.5, scale_on="gradient")
+    try:
+        gossamer.sparsify(model, method, torch.optim.SGD(model.parameters(), lr=0.1))
+    except GossamerError as error:
+        return {"message": str(error)}
+    return {"message": ""}
+
+
+def checks() -> dict[str, Callable[[], dict[str, Any]]]:
+    table: dict[str, Callable[[], dict[str, Any]]] = {
+        "tampered": tampered_support,
+        "sharded-scale": scale_on_sharded_gradient,
+    }
+    for name in recipes():
+        table[f"ddp:{name}"] = lambda name=name: ddp_equals_one_process(name)
+        table[f"before-ddp:{name}"] = lambda name=name: sparsified_before_ddp(name)
+        table[f"fsdp2:{name}"] = lambda name=name: fsdp2_equals_unsharded(name)
+    return table
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    torch.manual_seed(dist.get_rank())  # global seeds differ on purpose
+    found: dict[str, Any] = {}
+    for name, check in checks().items():
+        try:
+            found[name] = check()
+        except Exception:
+            found[name] = {"error": traceback.format_exc()}
+        everyone: list[Any] = [None, None]
+        dist.all_gather_object(everyone, found[name])
+        found[name] = {"ranks": everyone}
+    if dist.get_rank() == 0:
+        with open(sys.argv[1], "w") as file:
+            json.dump(found, file)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""What the laws are asserted over: every torch.optim class, small models, methods."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+import gossamer
+from gossamer import methods
+
+STEPS = 12
+Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+# Every optimizer of torch that steps dense parameters, with arguments under which it moves weights and uses its slots.
+OPTIMIZERS: dict[str, tuple[str, dict[str, object]]] = {
+    "sgd": ("SGD", {"lr": 0.1}),
+    "sgd-momentum": ("SGD", {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3}),
+    "sgd-nesterov-foreach": ("SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True, "foreach": True}),
+    "sgd-fused": ("SGD", {"lr": 0.05, "momentum": 0.9, "fused": True}),
+    "adam": ("Adam", {"lr": 0.01}),
+    "adam-amsgrad-foreach": ("Adam", {"lr": 0.01, "amsgrad": True, "foreach": True}),
+    "adam-fused": ("Adam", {"lr": 0.01, "fused": True}),
+    "adamw": ("AdamW", {"lr": 0.01, "weight_decay": 0.1}),
+    "adamw-fused": ("AdamW", {"lr": 0.01, "weight_decay": 0.1, "fused": True}),
+    "nadam": ("NAdam", {"lr": 0.01}),
+    "radam": ("RAdam", {"lr": 0.01}),
+    "adamax": ("Adamax", {"lr": 0.01}),
+    "adagrad": ("Adagrad", {"lr": 0.05, "initial_accumulator_value": 0.1}),
+    "adadelta": ("Adadelta", {"lr": 1.0}),
+    "rmsprop": ("RMSprop", {"lr": 0.005, "momentum": 0.5, "centered": True}),
+    "rprop": ("Rprop", {"lr": 0.01}),
+    "asgd": ("ASGD", {"lr": 0.05, "t0": 5}),
+    "adafactor": ("Adafactor", {"lr": 0.01}),
+    "muon": ("Muon", {"lr": 0.02, "weight_decay": 0.1}),
+    "lbfgs": ("LBFGS", {"lr": 0.1, "max_iter": 3}),
+}
+REFUSED = {"SparseAdam"}
+# Optimizers whose update of an entry depends on that entry's gradient and state alone.
+ELEMENTWISE = [name for name in OPTIMIZERS if name not in {"adafactor", "muon", "lbfgs"}]
+LIVE_OK = [name for name in OPTIMIZERS if name != "lbfgs"]
+
+
+def optimizer_classes() -> set[str]:
+    """Names of all optimizer classes that this torch has."""
+    base = torch.optim.Optimizer
+    return {n for n, c in vars(torch.optim).items() if inspect.isclass(c) and issubclass(c, base) and c is not base}
+
+
+def make_optimizer(name: str, model: nn.Module) -> list[torch.optim.Optimizer]:
+    """Build it; Muon takes 2-D weights only, so AdamW steps the rest: two optimizers at once."""
+    kind, arguments = OPTIMIZERS[name]
+    build = getattr(torch.optim, kind)
+    if kind != "Muon":
+        return [build(model.parameters(), **arguments)]
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    rest = [p for p in model.parameters() if p.ndim != 2]
+    return [build(matrices, **arguments), torch.optim.AdamW(rest, lr=0.01)]
+
+
+def mlp(seed: int = 0) -> nn.Sequential:
+    """20-16-12-4 with a LayerNorm."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(20, 16), nn.LayerNorm(16), nn.Tanh(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 4))
+
+
+def convnet(seed: int = 0) -> nn.Sequential:
+    """A strided, a depthwise and a pointwise convolution, then a linear layer; input 2 x 6 x 6."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(2, 8, 3, stride=2, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.Conv2d(8, 6, 1),
+        nn.Flatten(),
+        nn.Linear(54, 4),
+    )
+
+
+def batches(shape: tuple[int, ...] = (20,), n: int = STEPS, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
+    """n batches of 8, the same for everybody."""
+    g = torch.Generator().manual_seed(seed)
+    return [(torch.randn(8, *shape, generator=g), torch.randint(0, 4, (8,), generator=g)) for _ in range(n)]
+
+
+def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Cross entropy."""
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch: tuple[Tensor, Tensor]) -> float:
+    """One ordinary step; optimizers that need a closure get one."""
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    if isinstance(optimizers[0], torch.optim.LBFGS):
+
+        def closure() -> Tensor:
+            optimizers[0].zero_grad()
+            loss = loss_of(model, batch)
+            loss.backward()
+            return loss.detach()
+
+        return float(optimizers[0].step(closure))
+    loss = loss_of(model, batch)
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    return float(loss.detach())
+
+
+def small_methods(density: float = 0.3) -> dict[str, gossamer.Method]:
+    """Every kind of method, with a clock that acts within a few steps."""
+    return {
+        "static": methods.static(density),
+        "static-epf": methods.static(density, allocation="equal_per_filter"),
+        "set": methods.set_(density, every=2),
+        "set-unsigned": methods.set_(density, every=2, split_signs=False, newborn="zero"),
+        "rigl": methods.rigl(density, every=3, fraction=0.5),
+        "rigl-global": methods.rigl(density, every=3, fraction=0.5, scope="global", allocation="uniform"),
+        "rewire": methods.rewire(density, exploit=None),
+        "rewire-reset": methods.rewire(density, exploit=gossamer.Reset(3), every=2),
+        "rewire-fix": methods.rewire(density, exploit=gossamer.Fix(0.5), scale=0.5),
+        "rewire-regularize": methods.rewire(density, exploit=gossamer.Regularize(0.1), scale=0.0),
+        "rewire-global": methods.rewire(density, exploit=None, scope="global", scale=0.3, scale_on="update"),
+    }
+
+
+def is_live(method: gossamer.Method) -> bool:
+    """Whether inactive weights keep a value."""
+    return isinstance(method.inactive, gossamer.Live)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of all parameters."""
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    """Bit for bit."""
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), f"{name}: {(a[name] - b[name]).abs().max()}"
+
+
+@contextmanager
+def sparse_run(
+    model: nn.Module, method: gossamer.Method, optimizer: str, total: int = STEPS
+) -> Iterator[tuple[gossamer.Sparsifier, list[torch.optim.Optimizer]]]:
+    """Attach, yield, detach."""
+    optimizers = make_optimizer(optimizer, model)
+    sparsifier = gossamer.sparsify(model, method, optimizers, total_steps=total, seed=3)
+    yield sparsifier, optimizers
+    sparsifier.detach()

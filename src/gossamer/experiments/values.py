@@ -1,0 +1,206 @@
+"""Text and YAML values to typed ones and back, driven by annotations.
+
+One reader serves the command line, YAML files and library calls, so a flag is never described twice. Parts of
+a method are spelled ``name:argument,argument``: ``reset:1000`` is ``gossamer.Reset(1000)``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, signature
+from typing import Any, Literal, Union
+
+from ..errors import ConfigError, did_you_mean
+
+_LISTS = (tuple, list, Sequence)
+_NONE = {"none", "null"}
+_BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+class _NoMatch(Exception):
+    """The value is not of this kind; try the next one."""
+
+
+def parse(value: object, kind: Any, name: str) -> Any:
+    """Return `value` as one of the types in the annotation `kind`; `name` is what messages call it.
+
+    Raises ConfigError if no member of `kind` can read it.
+
+    >>> parse("1e-3", float, "lr"), parse("none", int | None, "every"), parse("inf", int | float, "every")
+    (0.001, None, inf)
+    >>> parse("300,100", tuple[int, ...], "hidden")
+    (300, 100)
+    """
+    members = _members(kind)
+    for member in members:
+        try:
+            return _parse_one(value, member, name)
+        except _NoMatch:
+            continue
+    head = value.partition(":")[0].lower() if isinstance(value, str) and ":" in value else ""
+    parts = [name for member in members if isinstance(member, type) for name in _part_choices(member)]
+    if head and parts and head not in parts:
+        raise ConfigError(f"{name} = {value!r}: unknown {head!r}{did_you_mean(head, parts)}")
+    expected = " or ".join(dict.fromkeys(_describe(member) for member in members))
+    raise ConfigError(f"{name} = {value!r}: expected {expected}")
+
+
+def spell(value: object) -> Any:
+    """Return `value` as plain JSON data that `parse` reads back: the inverse of `parse`.
+
+    >>> spell(math.inf), spell((300, 100)), spell(None)
+    ('inf', [300, 100], None)
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): spell(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [spell(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _spell_part(value)
+    raise ConfigError(f"{value!r} cannot be written to a config; use numbers, text or a part like 'reset:1000'")
+
+
+def parameters(function: Callable[..., Any], skip: Sequence[str] = ()) -> dict[str, tuple[Any, Any]]:
+    """Return the settable arguments of `function`: name -> (annotation, default), without those in `skip`."""
+    hints = typing.get_type_hints(function)
+    variadic = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    return {
+        name: (hints.get(name, Any), parameter.default)
+        for name, parameter in signature(function).parameters.items()
+        if name not in skip and parameter.kind not in variadic
+    }
+
+
+def _members(kind: Any) -> list[Any]:
+    """The alternatives of an annotation, the most specific first: '1' is a number, not text."""
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is Union:
+        members = [member for argument in typing.get_args(kind) for member in _members(argument)]
+    else:
+        members = [kind]
+    order = (type(None), bool, int, float)
+    return sorted(members, key=lambda m: order.index(m) if m in order else (9 if m in (str, Any) else 5))
+
+
+def _parse_one(value: object, kind: Any, name: str) -> Any:
+    text = value.strip() if isinstance(value, str) else None
+    origin = typing.get_origin(kind)
+    if kind is type(None):
+        return _require(None, value is None or (text or "").lower() in _NONE)
+    if kind is bool:
+        return value if isinstance(value, bool) else _lookup(_BOOLS, text)
+    if kind in (int, float):
+        return _number(value, text, kind)
+    if kind in (str, Any):
+        return _require(value, isinstance(value, str) or kind is Any)
+    if origin is Literal:
+        return _require(value, value in typing.get_args(kind))
+    if origin in _LISTS:
+        return _sequence(value, text, typing.get_args(kind), name)
+    if origin is Mapping:
+        return _require(value, isinstance(value, Mapping))
+    if origin is not None or not isinstance(kind, type):
+        raise _NoMatch
+    return _part(value, text, kind, name)
+
+
+def _require(value: Any, holds: bool) -> Any:
+    if not holds:
+        raise _NoMatch
+    return value
+
+
+def _lookup(table: Mapping[str, Any], text: str | None) -> Any:
+    return _require(table.get((text or "").lower()), (text or "").lower() in table)
+
+
+def _number(value: object, text: str | None, kind: Callable[[Any], Any]) -> Any:
+    """Whole numbers are spelled without a point, since 1 may mean a step where 1.0 is a fraction."""
+    allowed = (int, str) if kind is int else (int, float, str)
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        raise _NoMatch
+    try:
+        return kind(value if text is None else text)
+    except ValueError:
+        raise _NoMatch from None
+
+
+def _sequence(value: object, text: str | None, arguments: tuple[Any, ...], name: str) -> tuple[Any, ...]:
+    if text is not None:
+        items: Sequence[object] = [item for item in text.strip("[]()").split(",") if item.strip()]
+    elif isinstance(value, Sequence):
+        items = value
+    else:
+        items = [value]
+    kind = arguments[0] if arguments else Any
+    return tuple(parse(item, kind, name) for item in items)
+
+
+def _part(value: object, text: str | None, kind: type, name: str) -> Any:
+    """A dataclass of the annotation's kind, handed in or spelled ``name:argument,argument``."""
+    choices = _part_choices(kind)
+    if any(isinstance(value, choice) for choice in choices.values()):
+        return value
+    if text is None or not choices:
+        raise _NoMatch
+    head, _, tail = text.partition(":")
+    choice = choices.get(head.lower())
+    if choice is None:
+        raise _NoMatch
+    fields = {name: p for name, p in parameters(choice).items() if not _keyword_only(choice, name)}
+    given = [item for item in tail.split(",") if item.strip()]
+    if len(given) > len(fields):
+        raise ConfigError(f"{name} = {value!r}: {head} takes {len(fields)} arguments at most")
+    typed = [
+        parse(item, annotation, f"{name}.{field}")
+        for item, (field, (annotation, _)) in zip(given, fields.items(), strict=False)
+    ]
+    return choice(*typed)
+
+
+def _keyword_only(choice: type, name: str) -> bool:
+    return bool(choice.__dataclass_fields__[name].kw_only)  # type: ignore[attr-defined]
+
+
+def _part_choices(kind: type) -> dict[str, type]:
+    """Dataclasses that can stand for `kind`: itself, or a protocol's implementations beside it."""
+    if dataclasses.is_dataclass(kind):
+        return {kind.__name__.lower(): kind}
+    if not getattr(kind, "_is_protocol", False):
+        return {}
+    wanted = {n for n in (*vars(kind), *kind.__annotations__) if n == "__call__" or not n.startswith("_")}
+    return {
+        item.__name__.lower(): item
+        for item in vars(sys.modules[kind.__module__]).values()
+        if dataclasses.is_dataclass(item) and isinstance(item, type) and not item.__name__.startswith("_")
+        if wanted <= {name for base in item.__mro__ for name in vars(base)}
+    }
+
+
+def _spell_part(value: Any) -> str:
+    fields = [field for field in dataclasses.fields(value) if not field.kw_only]
+    last = max((i for i, f in enumerate(fields) if getattr(value, f.name) != f.default), default=0)
+    arguments = ",".join(str(spell(getattr(value, field.name))) for field in fields[: last + 1])
+    return f"{type(value).__name__.lower()}:{arguments}" if arguments else type(value).__name__.lower()
+
+
+def _describe(kind: Any) -> str:
+    if kind is type(None):
+        return "none"
+    if typing.get_origin(kind) is Literal:
+        return ", ".join(map(repr, typing.get_args(kind)))
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if kind in names:
+        return names[kind]
+    if typing.get_origin(kind) in _LISTS:
+        return "a comma-separated list"
+    choices = _part_choices(kind) if isinstance(kind, type) else {}
+    return ", ".join(f"'{name}:...'" for name in choices) or str(getattr(kind, "__name__", kind))

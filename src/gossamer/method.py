@@ -217,7 +217,7 @@ class Method:
     at: Literal["replace", "after"] = "after"
 
     def __post_init__(self) -> None:
-        if isinstance(self.density, int | float):
+        if not callable(self.density):
             check_density(self.density)
         object.__setattr__(self, "allocation", resolve_allocation(self.allocation))
         _check_choice("scope", self.scope, ("layer", "global"))

@@ -35,7 +35,7 @@ def first_masks(method: Method, sites: Mapping[str, DenseSite], seed: int) -> di
     """
     counts, init = method.counts(shapes(sites), 0), method.init
     if isinstance(init, Given):
-        return _given(init, sites)
+        return _given(init, sites, counts)
     masks: dict[str, Tensor] = {}
     for group in _groups(method, sites):
         scores = [init(_entries(site, init.needs, seed, "init")) for site in group]
@@ -72,7 +72,7 @@ def _entries(site: DenseSite, needs: frozenset[str], seed: int, event: str) -> E
     return site.entries(needs, scale, generator)
 
 
-def _given(init: Given, sites: Mapping[str, DenseSite]) -> dict[str, Tensor]:
+def _given(init: Given, sites: Mapping[str, DenseSite], counts: Mapping[str, int]) -> dict[str, Tensor]:
     masks: dict[str, Tensor] = {}
     for name, site in sites.items():
         if name not in init.supports:
@@ -82,6 +82,11 @@ def _given(init: Given, sites: Mapping[str, DenseSite]) -> dict[str, Tensor]:
         if mask.shape != site.shape:
             raise ConfigError(
                 f"the given support of {name} has shape {tuple(mask.shape)}, the weight has {tuple(site.shape)}"
+            )
+        if (held := int(mask.sum())) != counts[name]:
+            raise ConfigError(
+                f"the given support of {name} holds {held} entries, density and allocation make it {counts[name]}; "
+                "pass the supports' own density, and their counts as allocation"
             )
         masks[name] = mask.to(site.parameter.device)
     return masks

@@ -107,26 +107,25 @@ class DenseSite:
 
     # -- the optimizer and the gradient --
 
-    def take_optimizer(self, optimizer: Optimizer) -> None:
-        """Remember who steps this weight."""
-        self.optimizer = optimizer
-        scale, on = self._scale()
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        """Raise if s would have to act where it cannot."""
+        scale, on = self._scale(optimizer)
         if on == "gradient" and scale not in (0.0, 1.0) and distributed.is_sharded(self.parameter):
             raise AttachError(
                 f"{self.name} is sharded (FSDP2): scale={scale} cannot act on its gradient, which is gated once per "
                 'micro-batch there; use scale_on="update"'
             )
 
-    def _scale(self) -> tuple[float, str]:
+    def _scale(self, optimizer: Optimizer | None) -> tuple[float, str]:
         """s, and whether it acts on the gradient or on the update of inactive weights."""
         if not isinstance(self.inactive, Live):
             return (1.0 if self.inactive.slots == "keep" else 0.0), "gradient"
-        adaptive = self.optimizer is not None and optimizer_state.normalises_gradient(self.optimizer)
+        adaptive = optimizer is not None and optimizer_state.normalises_gradient(optimizer)
         return self.inactive.scale, self.inactive.scale_on or ("update" if adaptive else "gradient")
 
     def arm(self, *, growing: bool) -> None:
         """Set what the next backward pass lets through off the support."""
-        scale, on = self._scale()
+        scale, on = self._scale(self.optimizer)
         self.off_scale = 1.0 if growing or on == "update" else scale
 
     def install_gate(self) -> list[RemovableHandle]:
@@ -173,7 +172,7 @@ class DenseSite:
         """Put the trainable weights where the optimizer will step on them."""
         if self.trainable is None:
             return
-        scale, on = self._scale()
+        scale, on = self._scale(self.optimizer)
         if on == "update" and scale != 1.0:
             self._before = self.trainable.clone()
         if self._in_place:

@@ -56,14 +56,7 @@ def sparsify(
     >>> int((model.weight != 0).sum()), sparsifier.supports["weight"].count
     (100, 100)
     """
-    sparsifier = Sparsifier(model, method, total_steps=total_steps, targets=targets, seed=seed)
-    if optimizer is not None:
-        try:
-            sparsifier.attach(optimizer)
-        except Exception:
-            sparsifier.detach()
-            raise
-    return sparsifier
+    return Sparsifier(model, method, optimizer, total_steps=total_steps, targets=targets, seed=seed)
 
 
 class Sparsifier:
@@ -73,11 +66,13 @@ class Sparsifier:
         self,
         model: nn.Module,
         method: Method,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
         *,
         total_steps: int | None = None,
         targets: str | type[nn.Module] | Sequence[str | type[nn.Module]] | None = None,
         seed: int = 0,
     ) -> None:
+        """As `sparsify`, which is the way to make one."""
         if not isinstance(method, Method):
             raise ConfigError(f"method is {method!r}; expected a Method such as gossamer.methods.rigl(density=0.1)")
         distributed.refuse(model)
@@ -89,8 +84,11 @@ class Sparsifier:
         self._gates: list[RemovableHandle] = []
         self._replaced = self._synced = False
         self._selections = 0
+        owners = None if optimizer is None else self._owners(optimizer)
         with torch.no_grad():
             self._start()
+        if owners is not None:
+            self._attach(owners)
 
     def _start(self) -> None:
         first = rewiring.first_masks(self.method, self.sites, self.seed)  # may raise: nothing is touched so far
@@ -142,18 +140,28 @@ class Sparsifier:
         Raises:
             AttachError: attached already, a sparse weight is in none (or several) of them, or one cannot be used.
         """
-        given: Iterable[Any] = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
-        optimizers = [optimizer_state.unwrap(o) for o in given]
         if self._hooks is not None:
             raise AttachError("this Sparsifier is attached to an optimizer already; call detach() first")
+        self._attach(self._owners(optimizer))
+
+    def _owners(self, optimizer: Optimizer | Sequence[Optimizer]) -> tuple[list[Optimizer], dict[str, Optimizer]]:
+        """The optimizers, and which of them steps each site; changes nothing."""
+        given: Iterable[Any] = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
+        optimizers = [optimizer_state.unwrap(o) for o in given]
         if not optimizers:
             raise AttachError("no optimizer was given; pass one torch.optim.Optimizer or several")
-        live = isinstance(self.method.inactive, Live)
         for each in optimizers:
-            optimizer_state.refuse(each, live=live)
+            optimizer_state.refuse(each, live=isinstance(self.method.inactive, Live))
         owners = {name: _owner(site, optimizers) for name, site in self.sites.items()}
         for name, site in self.sites.items():
-            site.take_optimizer(owners[name])
+            site.check_optimizer(owners[name])
+        return optimizers, owners
+
+    def _attach(self, plan: tuple[list[Optimizer], dict[str, Optimizer]]) -> None:
+        optimizers, owners = plan
+        for name, site in self.sites.items():
+            site.optimizer = owners[name]
+        live = isinstance(self.method.inactive, Live)
         self._hooks = StepHooks(optimizers, self._before_update, self._after_update, one_evaluation=live)
         self._arm_gates()
 

@@ -34,6 +34,7 @@ def rigl(
     dense, so a norm clip before `optimizer.step()` sees the dense norm. Just-dropped positions may grow again and
     then keep value and slots; new ones start at 0. First at ΔT, last before T_end.
     """
+    clock = Clock(every=every, stop=stop)
     schedule = Cosine(fraction, end=stop) if isinstance(fraction, int | float) else fraction
     return Method(
         name="rigl",
@@ -41,7 +42,7 @@ def rigl(
         allocation=allocation,
         init=scores.random,
         rule=DropGrow(scores.magnitude, scores.gradient, schedule),
-        clock=Clock(every=every, stop=stop),
+        clock=clock,
         inactive=Zero(newborn=newborn),
         scope=scope,
         at="replace",

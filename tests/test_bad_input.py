@@ -1,0 +1,162 @@
+"""Mistakes are one-line errors of our own, raised before anything is touched, that name the cause and the mend."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import gossamer
+from gossamer import Fix, Given, Live, Method, Regularize, Reset, Zero, methods
+from gossamer.topology import Clock, Constant, DropGrow, FanIn, Linear, Select, scores
+
+from .laws.settings import mlp, weights
+
+
+def fails(match: str, build: Any, *args: Any, **kwargs: Any) -> None:
+    with pytest.raises(gossamer.GossamerError) as error:
+        build(*args, **kwargs)
+    message = str(error.value)
+    assert match in message, message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("density", [0, 0.0, 1.5, -0.1, math.nan, math.inf, True, "0.1", None])
+@pytest.mark.parametrize("name", methods.REGISTRY)
+def test_density_that_is_no_fraction(name: str, density: Any) -> None:
+    fails("density", methods.REGISTRY[name].build, density)
+
+
+def test_a_percentage_is_recognised() -> None:
+    fails("for 10 percent write 0.1", methods.rigl, 10)
+
+
+def test_unknown_names_come_with_the_nearest_ones() -> None:
+    fails("did you mean 'rigl'", methods.find, "rigle")
+    fails("did you mean 'erk'", methods.static, 0.1, allocation="erkk")
+    fails("expected one of 'layer', 'global'", methods.rewire, 0.1, scope="model")
+    fails("expected one of 'gradient', 'update'", methods.rewire, 0.1, scale_on="weights")
+    fails("expected one of 'neutral', 'zero'", methods.set_, 0.1, newborn="random")
+
+
+@pytest.mark.parametrize(
+    ("build", "match"),
+    [
+        (lambda: Reset(0), "z, a whole number of optimizer steps"),
+        (lambda: Reset(2.5), "z, a whole number of optimizer steps"),  # type: ignore[arg-type]
+        (lambda: Fix(1.5), "v, a fraction of training"),
+        (lambda: Fix(math.nan), "v, a fraction of training"),
+        (lambda: Regularize(-0.1), "beta, the fraction removed per step"),
+        (lambda: methods.rewire(0.1, scale=2.0), "s, the share of the gradient"),
+        (lambda: methods.rewire(0.1, scale=math.nan), "s, the share of the gradient"),
+        (lambda: methods.rewire(0.1, exploit="reset"), "expected gossamer.Reset(z)"),  # type: ignore[arg-type]
+        (lambda: methods.rewire(0.1, every=0), "every"),
+        (lambda: methods.rigl(0.1, every=-5), "every"),
+        (lambda: methods.rigl(0.1, stop=1.5), "stop"),
+        (lambda: methods.rigl(0.1, fraction=-0.3), "fraction"),
+        (lambda: methods.set_(0.1, fraction=30), "fraction"),
+    ],
+)
+def test_arguments_out_of_range(build: Any, match: str) -> None:
+    fails(match, build)
+
+
+def composed(**parts: Any) -> Method:
+    return Method(**{"name": "mine", "density": 0.1, "init": scores.random, **parts})
+
+
+def test_compositions_that_cannot_work() -> None:
+    grow = DropGrow(scores.magnitude, scores.random, 0.3)
+    fails("does not look at gradients", composed, at="replace", rule=grow)
+    by_gradient = DropGrow(scores.magnitude, scores.gradient, 0.3)
+    fails("inactive weights that are zero", composed, at="replace", rule=by_gradient, inactive=Live())
+    fails("use Select or Zero", composed, rule=grow, inactive=Live())
+    by_momentum = DropGrow(scores.magnitude, scores.momentum, 0.3)
+    fails('inactive=Zero(slots="keep")', composed, rule=by_momentum)
+    fails("structure of one weight", composed, structure=FanIn(), scope="global", rule=Select())
+
+
+def test_total_steps_is_asked_for_and_checked() -> None:
+    fails("needs total_steps", gossamer.sparsify, mlp(), methods.rigl(0.3))
+    fails("needs total_steps", gossamer.sparsify, mlp(), methods.rewire(0.3, exploit=Fix(0.5)))
+    fails("total_steps=0", gossamer.sparsify, mlp(), methods.rigl(0.3), total_steps=0)
+    gossamer.sparsify(mlp(), methods.rewire(0.3))
+
+
+def test_attaching_mistakes_leave_the_model_as_it_was() -> None:
+    model = mlp()
+    before = weights(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    half = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    fails("3.weight is in no optimizer", gossamer.sparsify, model, methods.static(0.3), half)
+    fails("in 2 optimizers", gossamer.sparsify, model, methods.static(0.3), [optimizer, half])
+    fails("expected a torch.optim.Optimizer", gossamer.sparsify, model, methods.static(0.3), "sgd")
+    fails("no optimizer was given", gossamer.sparsify, model, methods.static(0.3), [])
+    fails("expected a Method", gossamer.sparsify, model, "rigl", optimizer)
+    fails("smallest feasible density", gossamer.sparsify, model, methods.static(0.001), optimizer)
+    for name, value in weights(model).items():
+        assert torch.equal(value, before[name]), name
+    sparsifier = gossamer.sparsify(model, methods.static(0.3), optimizer)
+    fails("0.weight is sparsified already", gossamer.sparsify, model, methods.static(0.3), optimizer)
+    fails("attached to an optimizer already", sparsifier.attach, optimizer)
+
+
+def test_given_supports_must_fit() -> None:
+    model = nn.Linear(4, 3)
+    mask = torch.ones(3, 4) > 0
+    fails("Given supports lack weight", gossamer.sparsify, model, composed(init=Given({"other": mask})))
+    fails("has shape (4, 3), the weight has (3, 4)", gossamer.sparsify, model, composed(init=Given({"weight": mask.T})))
+
+
+def test_wrong_counts_in_given_supports() -> None:
+    model = nn.Linear(4, 3)
+    few = torch.zeros(3, 4, dtype=torch.bool)
+    few[0, :2] = True
+    sparsifier = gossamer.sparsify(model, composed(density=2 / 12, init=Given({"weight": few})))
+    assert sparsifier.supports["weight"].count == 2
+    fails("holds 2 entries", gossamer.sparsify, nn.Linear(4, 3), composed(density=0.5, init=Given({"weight": few})))
+
+
+def test_diverged_scores_name_the_weight() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = gossamer.sparsify(model, methods.rewire(0.3), optimizer)
+    sparsifier.sites["3.weight"].trainable[0, 0] = torch.nan  # type: ignore[index]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    fails("rewiring 3.weight at step 1", optimizer.step)
+
+
+def test_flattening_wrappers_are_refused_with_a_reason() -> None:
+    class FullyShardedDataParallel(nn.Module):
+        pass
+
+    class DeepSpeedEngine(nn.Module):
+        pass
+
+    fails("use fully_shard (FSDP2)", gossamer.sparsify, FullyShardedDataParallel(), methods.static(0.5))
+    fails("DeepSpeed flattens", gossamer.sparsify, DeepSpeedEngine(), methods.static(0.5))
+
+
+def test_a_fraction_schedule_out_of_range_is_noticed() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    fails("1.5", methods.set_, 0.3, fraction=Constant(1.5))
+    rising = Linear(0.5, 1.5, end=1)
+    gossamer.sparsify(model, methods.set_(0.3, fraction=rising, every=1), optimizer, total_steps=9)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    fails("1.5", optimizer.step)
+
+
+def test_clock_needs_sensible_times() -> None:
+    fails("every", Clock, every=0)
+    fails("every", Clock, every=1.5)
+    fails("every", Clock, every="often")
+
+
+def test_zero_policy_choices() -> None:
+    fails("expected one of 'zero', 'keep'", Zero, slots="drop")

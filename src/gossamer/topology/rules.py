@@ -122,10 +122,9 @@ class DropGrow:
     quota: Quota | None = None
 
     def __post_init__(self) -> None:
-        """Check a constant fraction."""
-        if isinstance(self.fraction, int | float):
-            _check_fraction(self.fraction)
-        as_schedule(self.fraction)
+        """Check the fraction that training starts with, as far as it is known without ``total_steps``."""
+        schedule = as_schedule(self.fraction)
+        _check_fraction(getattr(schedule, "start_value", 0.0) if schedule.needs_total else schedule(0))
 
     @property
     def needs(self) -> frozenset[str]:

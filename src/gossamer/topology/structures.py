@@ -106,7 +106,7 @@ def _top_of_rows(rows: Tensor, n: int, active: Tensor) -> Tensor:
     """Return the mask of the ``n`` best entries of every row: score, then active, then lower index."""
     if n == 0:
         return torch.zeros_like(rows, dtype=torch.bool)
-    threshold = rows.kthvalue(rows.shape[1] - n + 1, dim=1, keepdim=True).values
+    threshold = rows.topk(n, dim=1, sorted=False).values.amin(1, keepdim=True)
     mask, ties = rows > threshold, rows == threshold
     for group in (ties & active, ties & ~active):
         need = n - mask.sum(1, keepdim=True)

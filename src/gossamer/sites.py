@@ -78,16 +78,19 @@ class DenseSite:
             fields["grad"] = self._gradient(grad_scale)
         if "momentum" in needs:
             held = optimizer_state.first_moment(self.optimizer, self.parameter)
-            fields["momentum"] = torch.zeros(self.shape) if held is None else whole(distributed.local(held))
+            fields["momentum"] = self._zeros() if held is None else whole(distributed.local(held))
         source = self.weight if self.trainable is None or self.handed_over else self.trainable
         return Entries(weight=whole(source), active=whole(self.mask), generator=generator, **fields)
 
     def _gradient(self, scale: float) -> Tensor:
         grad = self.stashed_grad if self.stashed_grad is not None else self.parameter.grad
         if grad is None:  # the weight took no part in this backward pass
-            return torch.zeros(self.shape, dtype=self.parameter.dtype, device=self.parameter.device)
+            return self._zeros()
         grad = self._whole(distributed.local(grad.detach()))
         return grad if scale == 1.0 else grad / scale
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(self.shape, dtype=self.parameter.dtype, device=self.parameter.device)
 
     def _whole(self, part: Tensor) -> Tensor:
         return distributed.gather(part, self.parameter)

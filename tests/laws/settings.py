@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import gossamer
-from gossamer import methods
+from gossamer import Method, Zero, methods
+from gossamer.topology import Clock, DropGrow, scores
 
 STEPS = 12
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -111,6 +112,11 @@ def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], batch:
     return float(loss.detach())
 
 
+def compose(name: str, density: float, **parts: object) -> Method:
+    """A method that is no named one: rewires every third step, after the update."""
+    return Method(name=name, density=density, init=scores.random, clock=Clock(every=3), **parts)  # type: ignore[arg-type]
+
+
 def small_methods(density: float = 0.3) -> dict[str, gossamer.Method]:
     """Every kind of method, with a clock that acts within a few steps."""
     return {
@@ -120,6 +126,10 @@ def small_methods(density: float = 0.3) -> dict[str, gossamer.Method]:
         "set-unsigned": methods.set_(density, every=2, split_signs=False, newborn="zero"),
         "rigl": methods.rigl(density, every=3, fraction=0.5),
         "rigl-global": methods.rigl(density, every=3, fraction=0.5, scope="global", allocation="uniform"),
+        "grow-after": compose("grow-after", density, rule=DropGrow(scores.magnitude, scores.gradient, 0.5)),
+        "dense-slots": compose(
+            "dense-slots", density, rule=DropGrow(scores.magnitude, scores.momentum, 0.5), inactive=Zero(slots="keep")
+        ),
         "rewire": methods.rewire(density, exploit=None),
         "rewire-reset": methods.rewire(density, exploit=gossamer.Reset(3), every=2),
         "rewire-fix": methods.rewire(density, exploit=gossamer.Fix(0.5), scale=0.5),

@@ -156,7 +156,8 @@ def test_clipping_sees_the_gated_gradient(method: str) -> None:
         for step, batch in enumerate(batches(n=8)):
             optimizer.zero_grad()
             loss_of(model, batch).backward()
-            grown = "rigl" in method and step in (3, 6)
+            growth_steps = (3, 6) if "rigl" in method else (2, 5) if method == "grow-after" else ()
+            grown = step in growth_steps or method == "dense-slots"
             if not is_live(sparsifier.method):
                 for site in sparsifier.sites.values():
                     dense = bool((site.parameter.grad[~site.mask] != 0).any())

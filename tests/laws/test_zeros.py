@@ -38,7 +38,7 @@ def check_zeros(sparsifier: gossamer.Sparsifier, counts: dict[str, int], total: 
         assert not torch.signbit(weight[~mask]).any(), "exactly +0"
         if sparsifier.method.scope == "layer":
             assert supports[name].count == int(mask.sum()) == counts[name]
-        if is_live(sparsifier.method):
+        if is_live(sparsifier.method) or site.inactive.slots == "keep":
             continue
         for slot, value in optimizer_state.slots(site.optimizer, site.parameter).items():
             rest = optimizer_state.resting_value(slot, site.optimizer, site.parameter)

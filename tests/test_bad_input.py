@@ -101,7 +101,9 @@ def test_attaching_mistakes_leave_the_model_as_it_was() -> None:
         assert torch.equal(value, before[name]), name
     sparsifier = gossamer.sparsify(model, methods.static(0.3), optimizer)
     fails("0.weight is sparsified already", gossamer.sparsify, model, methods.static(0.3), optimizer)
-    fails("attached to an optimizer already", sparsifier.attach, optimizer)
+    fails("attached to that optimizer already", sparsifier.attach, optimizer)
+    sparsifier.detach()
+    fails("this Sparsifier was detached", sparsifier.attach, optimizer)
 
 
 def test_given_supports_must_fit() -> None:

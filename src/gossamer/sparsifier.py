@@ -133,16 +133,25 @@ class Sparsifier:
     # -- attaching --
 
     def attach(self, optimizer: Optimizer | Sequence[Optimizer]) -> None:
-        """Register step hooks on the optimizer(s) that train the sparse weights.
+        """Register step hooks on the optimizer(s) that train the sparse weights, in place of any earlier ones.
 
-        Needed again after `copy.deepcopy(optimizer)`, which drops hooks.
+        Needed again after `copy.deepcopy(optimizer)`, which drops hooks, and when an optimizer is rebuilt.
 
         Raises:
-            AttachError: attached already, a sparse weight is in none (or several) of them, or one cannot be used.
+            AttachError: it is attached already, a sparse weight is in none (or several) of them, one cannot be used,
+                or `detach` was called.
         """
+        if not self._gates:
+            raise AttachError(
+                "this Sparsifier was detached; call sparsify() again, init=Given(supports) keeps supports"
+            )
+        plan = self._owners(optimizer)
         if self._hooks is not None:
-            raise AttachError("this Sparsifier is attached to an optimizer already; call detach() first")
-        self._attach(self._owners(optimizer))
+            if any(new is old for new in plan[0] for old in self._hooks.optimizers):
+                raise AttachError("this Sparsifier is attached to that optimizer already; leave the second call out")
+            self.restore()
+            self._hooks.remove()
+        self._attach(plan)
 
     def _owners(self, optimizer: Optimizer | Sequence[Optimizer]) -> tuple[list[Optimizer], dict[str, Optimizer]]:
         """The optimizers, and which of them steps each site; changes nothing."""

@@ -398,3 +398,24 @@ def test_zero_methods_go_on_after_an_exception_in_the_step(method: str) -> None:
             train_step(model, [optimizer], batch)
         assert zero_off(sparsifier)
     assert sparsifier.step == 5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_copied_optimizer_is_attached_anew(method: str) -> None:
+    """deepcopy drops hooks; the old optimizer's steps no longer count, and training goes on bit for bit."""
+    straight = mlp()
+    with sparse_run(straight, small_methods()[method], "adamw") as (_, optimizers):
+        for batch in batches():
+            train_step(straight, optimizers, batch)
+    model = mlp()
+    with sparse_run(model, small_methods()[method], "adamw") as (sparsifier, (first,)):
+        for batch in batches()[:5]:
+            train_step(model, [first], batch)
+        rebuilt = make_optimizer("adamw", model)
+        rebuilt[0].load_state_dict(copy.deepcopy(first.state_dict()))
+        sparsifier.attach(rebuilt)
+        assert not first._optimizer_step_pre_hooks
+        for batch in batches()[5:]:
+            train_step(model, rebuilt, batch)
+        assert sparsifier.step == len(batches())
+    assert_same(weights(straight), weights(model))

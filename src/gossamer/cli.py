@@ -5,17 +5,17 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from .errors import ConfigError, GossamerError
-from .experiments.config import FIELDS, MAPPINGS, RunConfig, field_help
+from ._terminal import guarded, print_table, run_flags, spelled
+from .errors import ConfigError
+from .experiments.config import RunConfig
 
 if TYPE_CHECKING:
     from .experiments.progress import Show
@@ -29,7 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_INTERRUPTED = 130  # exit status of a process stopped by Ctrl-C
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and no progress.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
@@ -38,23 +37,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 def main() -> None:
     """Entry point of the `gossamer` command."""
     app()
-
-
-def _guarded(function: Callable[..., None]) -> Callable[..., None]:
-    """Turn errors of our own into one line on stderr and exit status 1."""
-
-    @functools.wraps(function)
-    def guarded(*args: Any, **kwargs: Any) -> None:
-        try:
-            function(*args, **kwargs)
-        except GossamerError as error:
-            typer.echo(f"gossamer: error: {error}", err=True)
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt as stop:
-            typer.echo(f"gossamer: {stop or 'stopped'}", err=True)
-            raise typer.Exit(_INTERRUPTED) from None
-
-    return guarded
 
 
 @app.callback(invoke_without_command=True)
@@ -68,37 +50,13 @@ def _version(
         raise typer.Exit
 
 
-def _run_flags(function: Callable[..., None]) -> Callable[..., None]:
-    """Give `function` one optional flag per `RunConfig` field, before its own parameters."""
-    flags = []
-    for name, (kind, default) in FIELDS.items():
-        if name in MAPPINGS:
-            continue
-        members = [member for member in get_args(kind) or (kind,) if member is not type(None)]
-        member = members[0] if get_origin(kind) is not Literal else kind
-        choices = "|".join(map(str, get_args(member))) if get_origin(member) is Literal else None
-        flag = member if member in (int, float) else str
-        shown = "" if default in (None, inspect.Parameter.empty) else f" [default: {default}]"
-        option = typer.Option(help=field_help(name) + shown, metavar=choices, show_default=False)
-        flags.append(
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[flag | None, option]
-            )
-        )
-    own = inspect.signature(function, eval_str=True).parameters.values()
-    kept = [parameter for parameter in own if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
-    function.__signature__ = inspect.Signature([*flags, *kept])  # type: ignore[attr-defined]
-    function.__annotations__ = {p.name: p.annotation for p in (*flags, *kept)}
-    return function
-
-
 @app.command(
     "train",
     epilog="Example: gossamer train --data mnist1d --model mlp --method rewire --density 0.05 "
     "--set exploit=reset:100 --seed 0 --out runs/first",
 )
-@_guarded
-@_run_flags
+@guarded
+@run_flags
 def train_command(
     *,
     settings: Annotated[
@@ -145,6 +103,8 @@ def _run_config(flags: Mapping[str, Any], settings: list[str], file: Path | None
     values: dict[str, Any] = read_config(file) if file else {}
     if resume and "out" in given and RunFolder(Path(given["out"])).config_file.exists():
         values = RunFolder(Path(given["out"])).stored_config() | values
+    if "epochs" in given:
+        values.pop("steps", None)
     return RunConfig.from_dict(values | given).with_settings(settings)
 
 
@@ -164,13 +124,13 @@ def _notice_missing_curves() -> None:
 
 
 @app.command("demo", epilog="Example: gossamer demo --out runs/demo")
-@_guarded
+@guarded
 def demo_command(
     *,
     out: Annotated[Path, typer.Option(help="Folder; a finished demo there is kept, and a numbered one made.")] = Path(
         "runs/demo"
     ),
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps of each run.", show_default=False)] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of each run.", min=1)] = None,
     seeds: Annotated[int, typer.Option(help="Seeds per method.", min=1)] = 3,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -202,7 +162,7 @@ def demo_command(
 
 
 @app.command("methods", epilog="Example: gossamer methods rigl")
-@_guarded
+@guarded
 def methods_command(
     name: Annotated[str | None, typer.Argument(help="One method: its description and arguments.")] = None,
     as_json: AsJson = False,
@@ -219,15 +179,15 @@ def methods_command(
         typer.echo(f"{name}: {inspect.getdoc(infos[0].build)}\n\nsource: {infos[0].source}\nneeds: {infos[0].needs}")
         typer.echo("arguments (--set name=value):")
         for argument, (_, default) in method_parameters(name).items():
-            typer.echo(f"  {argument} = {_spelled(default)}")
+            typer.echo(f"  {argument} = {spelled(default)}")
     else:
-        _print_table(("method", "summary", "needs", "source"), [(i.name, i.summary, i.needs, i.source) for i in infos])
+        print_table(("method", "summary", "needs", "source"), [(i.name, i.summary, i.needs, i.source) for i in infos])
         controls = "; ".join(f"{control}: {summary}" for control, summary in CONTROLS.items())
         typer.echo(f"controls: {controls}")
 
 
 @app.command("inspect", epilog="Example: gossamer inspect runs/first/model.safetensors")
-@_guarded
+@guarded
 def inspect_command(
     checkpoint: Annotated[Path, typer.Argument(help="A .safetensors file that gossamer wrote.")],
     as_json: AsJson = False,
@@ -245,7 +205,7 @@ def inspect_command(
          f"{r['bytes']:,}")
         for r in about["rows"]
     ]  # fmt: skip
-    _print_table(header, rows)
+    print_table(header, rows)
     totals = about["totals"]
     typer.echo(
         f"{about['kind']} file, {totals['count']:,} of {totals['entries']:,} entries stored, "
@@ -254,38 +214,32 @@ def inspect_command(
     typer.echo("".join(f"{key}: {value}\n" for key, value in about["metadata"].items()), nl=False)
 
 
-@app.command("data")
-@_guarded
+@app.command("data", epilog="Example: gossamer train --data fashion-mnist --set data.pool=2 --model cnn")
+@guarded
 def data_command(as_json: AsJson = False) -> None:
     """List the data sets, whether they are on this machine, and their options."""
     from .experiments.data import DATASETS, available, data_options
 
     rows = [
         {"name": name, "present": available(name), "summary": info.summary, "licence": info.licence,
-         "options": {option: _spelled(default) for option, (_, default) in data_options(name).items()}}
+         "options": {option: spelled(default) for option, (_, default) in data_options(name).items()}}
         for name, info in DATASETS.items()
     ]  # fmt: skip
     _print_catalogue(rows, as_json, "data")
 
 
-@app.command("models")
-@_guarded
+@app.command("models", epilog="Example: gossamer train --data digits --model mlp --set model.hidden=64,64")
+@guarded
 def models_command(as_json: AsJson = False) -> None:
     """List the reference models and their options."""
     from .experiments.models import MODELS, model_options
 
     rows = [
         {"name": name, "summary": info.summary, "data": "/".join(info.kinds),
-         "options": {option: _spelled(default) for option, (_, default) in model_options(name).items()}}
+         "options": {option: spelled(default) for option, (_, default) in model_options(name).items()}}
         for name, info in MODELS.items()
     ]  # fmt: skip
     _print_catalogue(rows, as_json, "model")
-
-
-def _spelled(default: object) -> Any:
-    from .experiments.values import spell
-
-    return spell(default)
 
 
 def _print_catalogue(rows: list[dict[str, Any]], as_json: bool, prefix: str) -> None:
@@ -293,7 +247,7 @@ def _print_catalogue(rows: list[dict[str, Any]], as_json: bool, prefix: str) -> 
         typer.echo(json.dumps(rows, indent=1))
         return
     shown = {True: "yes", False: "no"}
-    _print_table(
+    print_table(
         tuple(rows[0]),
         [
             [
@@ -304,12 +258,3 @@ def _print_catalogue(rows: list[dict[str, Any]], as_json: bool, prefix: str) -> 
         ],
     )
     typer.echo(f"give an option as --set {prefix}.<option>=<value>")
-
-
-def _print_table(header: tuple[str, ...], rows: list[Any]) -> None:
-    table = Table()
-    for name in header:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(markup=False).print(table)

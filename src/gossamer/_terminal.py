@@ -1,0 +1,75 @@
+"""What the commands share: one-line errors, flags from `RunConfig`, tables."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from .errors import GossamerError
+from .experiments.config import FIELDS, MAPPINGS, field_help
+from .experiments.values import spell
+
+_INTERRUPTED = 130  # exit status of a process stopped by Ctrl-C
+
+
+def guarded(function: Callable[..., None]) -> Callable[..., None]:
+    """Turn errors of our own, and of the file system, into one line on stderr and exit status 1."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except (GossamerError, OSError) as error:
+            typer.echo(f"gossamer: error: {error}", err=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt as stop:
+            typer.echo(f"gossamer: {stop or 'stopped'}", err=True)
+            raise typer.Exit(_INTERRUPTED) from None
+
+    return guarded
+
+
+def run_flags(function: Callable[..., None]) -> Callable[..., None]:
+    """Give `function` one optional flag per `RunConfig` field, before its own parameters."""
+    flags = []
+    for name, (kind, default) in FIELDS.items():
+        if name in MAPPINGS:
+            continue
+        member = next(member for member in get_args(kind) or (kind,) if member is not type(None))
+        choices = "|".join(map(str, get_args(member))) if get_origin(member) is Literal else None
+        flag = member if member in (int, float) else str
+        shown = "" if default in (None, inspect.Parameter.empty) else f" [default: {default}]"
+        option = typer.Option(help=field_help(name) + shown, metavar=choices, show_default=False)
+        flags.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[flag | None, option]
+            )
+        )
+    own = inspect.signature(function, eval_str=True).parameters.values()
+    kept = [parameter for parameter in own if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
+    function.__signature__ = inspect.Signature([*flags, *kept])  # type: ignore[attr-defined]
+    function.__annotations__ = {p.name: p.annotation for p in (*flags, *kept)}
+    return function
+
+
+def spelled(default: object) -> str:
+    """A default as --set takes it."""
+    value = spell(default)
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value).lower()
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table as wide as the terminal."""
+    table = Table(box=SIMPLE_HEAD)
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False).print(table)

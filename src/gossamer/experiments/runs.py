@@ -1,0 +1,147 @@
+"""The folder of one run: config.yaml, metrics.jsonl, checkpoints, result.json and the report."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import CheckpointError, ConfigError
+from .config import ResolvedConfig
+
+# Keys that may differ when a run is resumed: they say where it is, not what it is.
+_FREE_ON_RESUME = ("out",)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a finished run; `to_dict` is the content of result.json.
+
+    density: {"asked", "achieved"}; achieved = active / eligible. counts: {"active", "eligible", "total"}.
+    metric: {"name", "value", "higher_is_better"}, measured once on the test split after the last step.
+    final_loss: mean training loss since the row before the last of metrics.jsonl. seconds: of training.
+    """
+
+    task: str
+    data: str
+    model: str
+    method: str
+    seed: int
+    density: Mapping[str, float]
+    counts: Mapping[str, int]
+    metric: Mapping[str, Any]
+    final_loss: float
+    steps: int
+    seconds: float
+    checkpoint_bytes: int
+    config: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data with the keys of the contract."""
+        return asdict(self)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a small file so that a kill or a full disk leaves the old one or the new one; text is UTF-8."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {path}: {error.strerror or error}; what was there is kept") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a YAML file of config keys."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the config {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no mapping of keys to values, so no config")
+    return values
+
+
+class RunFolder:
+    """Paths and small files of a run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.training_file = path / "training.safetensors"
+        self.model_file = path / "model.safetensors"
+        self.result_file = path / "result.json"
+
+    def check(self, config: ResolvedConfig, *, resume: bool) -> None:
+        """Raise ConfigError if the folder is not empty (without `resume`) or holds another run; write nothing."""
+        try:
+            used = self.path.exists() and any(item.suffix != ".tmp" for item in self.path.iterdir())
+        except OSError as error:
+            raise self._unusable(error.strerror) from error
+        if not used:
+            return
+        if not resume:
+            raise ConfigError(f"{self.path} is not empty; add --resume to continue its run, or give another --out")
+        if not self.config_file.exists():
+            raise ConfigError(f"{self.path} is not empty and holds no config.yaml, so there is no run to resume")
+        self._check_same(config)
+
+    def create(self, config: ResolvedConfig) -> None:
+        """Make the folder with its config.yaml, if it is not there yet."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unusable(error.strerror) from error
+        if not os.access(self.path, os.W_OK):
+            raise self._unusable("not writable")
+        if not self.config_file.exists():
+            write_atomically(self.config_file, yaml.safe_dump(config.to_dict(), sort_keys=False))
+
+    def _unusable(self, why: object) -> ConfigError:
+        return ConfigError(f"cannot use {self.path} as run folder: {why}; give another --out")
+
+    def stored_config(self) -> dict[str, Any]:
+        """The resolved config of the run in this folder."""
+        return read_config(self.config_file)
+
+    def _check_same(self, config: ResolvedConfig) -> None:
+        stored, asked = self.stored_config(), config.to_dict()
+        keys = [key for key in {**stored, **asked} if key not in _FREE_ON_RESUME]
+        changed = [f"{k} {stored.get(k)!r} -> {asked.get(k)!r}" for k in keys if stored.get(k) != asked.get(k)]
+        if changed:
+            raise ConfigError(
+                f"cannot resume {self.path} with another config ({', '.join(changed)}); "
+                "leave these as they were, or give another --out"
+            )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has its result."""
+        return self.result_file.exists()
+
+    def result(self) -> Result:
+        """Read result.json."""
+        try:
+            return Result(**json.loads(self.result_file.read_text(encoding="utf-8")))
+        except (OSError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.result_file} is no result of a run: {error}") from error
+
+    def write_result(self, result: Result) -> None:
+        """Write result.json, the last file of a run."""
+        write_atomically(self.result_file, json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n")
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Make metrics.jsonl hold exactly these rows."""
+        write_atomically(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl."""
+        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]

@@ -1,0 +1,179 @@
+"""What the training loop works with: a checked plan, then model, optimizers and sparsifier, in that order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..checkpoint import load_training, save_training
+from ..coverage import Coverage, coverage
+from ..errors import ConfigError
+from ..method import Method
+from ..sparsifier import Sparsifier, sparsify
+from ..targets import choose
+from . import data, models
+from .config import ResolvedConfig, RunConfig, build_method, parse_targets, typed_options
+from .optimizers import build_optimizers, build_schedulers
+from .recipes import resolve
+from .tasks import TASKS, Task, Totals
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A resolved and checked run: nothing in it has been trained or written yet."""
+
+    config: ResolvedConfig
+    dataset: data.Dataset
+    method: Method | None
+    task: Task
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Check every name and value of `config`, load its data and fill in what the recipe says."""
+    method = build_method(config)
+    typed_options(config.model_options, models.model_options(config.model), f"model {config.model}")
+    dataset = data.load(config.data, valid_fraction=config.valid_fraction, **config.data_options)
+    resolved = resolve(config, dataset)
+    _check_device(resolved.device)
+    dataset.train.batch(0, resolved.batch_size, seed=resolved.seed)  # raises if there is no such batch
+    return Plan(resolved, dataset.to(resolved.device), method, TASKS[dataset.task])
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ConfigError(f"device = {device!r} is no torch device; write cpu, cuda or cuda:1") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device = {device!r}: this torch sees no CUDA device; use --device cpu")
+
+
+@dataclass
+class Parts:
+    """The mutable side of a run: what `build_parts` makes and a training checkpoint holds.
+
+    reference: coverage of the reference model, whose eligible weights densities refer to. small: for the SMALL
+    control, its width, its parameters and the ratio of sparse-able weights it reached.
+    """
+
+    model: nn.Module
+    optimizers: list[Optimizer]
+    schedulers: list[LambdaLR]
+    scaler: GradScaler
+    sparsifier: Sparsifier | None
+    reference: Coverage
+    targets: str | list[str] | None
+    small: dict[str, float] = field(default_factory=dict)
+    totals: Totals = field(default_factory=Totals)
+
+    def coverage(self) -> Coverage:
+        """Coverage table of the model as it is now."""
+        return self.sparsifier.summary() if self.sparsifier else coverage(choose(self.model, self.targets), {})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def density(self) -> float:
+        """Active share of the reference model's eligible weights."""
+        return self.coverage().active / self.reference.eligible
+
+    def save(self, path: Path, step: int, rows: list[dict[str, Any]], seconds: float) -> None:
+        """Write everything that the rest of the run depends on; `rows` are those of metrics.jsonl."""
+        device = self.device
+        extra = {
+            "step": step,
+            "seconds": seconds,
+            "rows": rows,
+            "totals": asdict(self.totals),
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "scaler": self.scaler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        }
+        save_training(path, model=self.model, optimizers=self.optimizers, sparsifier=self.sparsifier, extra=extra)
+
+    def restore(self, path: Path) -> tuple[int, list[dict[str, Any]], float]:
+        """Take over a checkpoint if there is one; returns the step, the rows so far and the seconds spent."""
+        if not path.exists():
+            return 0, [], 0.0
+        extra = load_training(path, model=self.model, optimizers=self.optimizers, sparsifier=self.sparsifier)
+        for scheduler, state in zip(self.schedulers, extra["schedulers"], strict=True):
+            scheduler.load_state_dict(state)
+        self.scaler.load_state_dict(extra["scaler"])
+        self.totals = Totals(**extra["totals"])
+        torch.set_rng_state(extra["rng"])
+        if extra["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(extra["cuda_rng"], self.device)
+        return extra["step"], extra["rows"], extra["seconds"]
+
+
+def build_parts(plan: Plan) -> Parts:
+    """Build model, optimizers and sparsifier; init depends on the seed alone, so all methods share it."""
+    config, targets = plan.config, parse_targets(plan.config.targets)
+    torch.manual_seed(config.seed)
+    model = models.build(config.model, plan.dataset, **config.model_options)
+    reference, small = coverage(choose(model, targets), {}), dict[str, float]()
+    if config.method == "small":
+        model, small = _small(plan, reference)
+    model.to(config.device)
+    optimizers = build_optimizers(model, config)
+    schedulers = build_schedulers(optimizers, config)
+    sparsifier = None
+    if plan.method is not None:
+        sparsifier = sparsify(
+            model, plan.method, optimizers, total_steps=config.steps, targets=targets, seed=config.seed
+        )
+    scaler = GradScaler(torch.device(config.device).type, enabled=config.amp == "fp16")
+    torch.manual_seed(config.seed)  # dropout starts alike for models that drew differently
+    return Parts(model, optimizers, schedulers, scaler, sparsifier, reference, targets, small)
+
+
+def _small(plan: Plan, reference: Coverage) -> tuple[nn.Module, dict[str, float]]:
+    config = plan.config
+    target = round(config.density * reference.eligible)
+    torch.manual_seed(config.seed)
+    model, ratio, width = models.small_twin(config.model, plan.dataset, target, **config.model_options)
+    return model, {"width": width, "ratio": ratio, "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def autocast(config: ResolvedConfig) -> AbstractContextManager[object]:
+    """The autocast context of a run; a no-op without amp."""
+    if config.amp is None:
+        return nullcontext()
+    return torch.autocast(torch.device(config.device).type, dtype=_DTYPES[config.amp])
+
+
+@contextmanager
+def pinned(config: ResolvedConfig) -> Iterator[None]:
+    """Fixed threads, deterministic kernels and a private random state, all put back afterwards."""
+    device = torch.device(config.device)
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only, memory = torch.is_deterministic_algorithms_warn_only_enabled(), torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time and changes no result
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        memory.fill_uninitialized_memory = filled  # type: ignore[attr-defined]

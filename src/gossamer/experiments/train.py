@@ -1,0 +1,220 @@
+"""The training loop: one function, from config to result, readable from top to bottom."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from ..checkpoint import save_model
+from ..errors import DivergedError
+from .config import RunConfig
+from .optimizers import rate_factor
+from .report import write_run_report
+from .runs import Result, RunFolder
+from .setup import Parts, Plan, autocast, build_parts, make_plan, pinned
+from .tasks import Totals, evaluate
+
+_GLANCE = 20_000  # predictions on the validation split for a row; the last row looks at the whole split
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a progress callback sees after every optimizer step.
+
+    loss: of the step. row: the latest row of metrics.jsonl, empty before the first.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    metric: str
+    row: Mapping[str, Any]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM stopped a run, after its checkpoint in `folder` was written."""
+
+    def __init__(self, message: str, folder: Path) -> None:
+        super().__init__(message)
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[str, Path]]:
+        return type(self), (str(self), self.folder)
+
+
+def train(config: RunConfig, *, resume: bool = False, progress: Callable[[Update], None] | None = None) -> Result:
+    """Train one run, write its folder and return its result.
+
+    Everything follows from `config.seed`: two runs are bit-equal on one machine, and all methods at a seed share
+    init and data order. The test split is used once, after the last step. `resume` continues a killed run exactly
+    as if it had not been killed; a finished run is not run again.
+
+    Raises:
+        ConfigError: something cannot work; raised before any training and before anything is written.
+        DivergedError: the loss or a weight is not finite; the last good checkpoint is kept.
+        Interrupted: Ctrl-C, after a checkpoint was written.
+    """
+    plan = make_plan(config)
+    cfg, folder = plan.config, RunFolder(Path(plan.config.out))
+    folder.check(cfg, resume=resume)
+    if folder.finished:
+        return folder.result()
+    with pinned(cfg), _StopRequest() as stop:
+        parts = build_parts(plan)
+        folder.create(cfg)
+        step, rows, spent = parts.restore(folder.training_file)
+        folder.write_metrics(rows)  # rows after the checkpoint are forgotten, and written again
+        clock = _Clock(spent)
+        while step < cfg.steps:
+            loss = _step(plan, parts, step)
+            step += 1
+            if not math.isfinite(loss):
+                raise _diverged(folder, f"the training loss became {loss} at step {step}")
+            if step % cfg.eval_every == 0 or step == cfg.steps:
+                rows.append(_row(plan, parts, step, clock.seconds))
+                folder.write_metrics(rows)
+            if progress:
+                progress(Update(step, cfg.steps, loss, plan.task.metric, rows[-1] if rows else {}))
+            stopping = stop.requested  # asked once: a signal may arrive at any line
+            if step % cfg.checkpoint_every == 0 or step == cfg.steps or stopping:
+                if not _finite(parts.model):
+                    raise _diverged(folder, f"a weight became infinite or NaN by step {step}")
+                parts.save(folder.training_file, step, rows, clock.seconds)
+            if stopping and step < cfg.steps:
+                raise Interrupted(f"stopped after step {step} of {cfg.steps}, checkpoint written", folder.path)
+        return _finish(plan, parts, folder, rows)
+
+
+def _step(plan: Plan, parts: Parts, step: int) -> float:
+    """One optimizer step on `accumulate` micro-batches; returns their mean loss in nats."""
+    cfg, mean_loss = plan.config, 0.0
+    for micro in range(cfg.accumulate):
+        x, y = plan.dataset.train.batch(step * cfg.accumulate + micro, cfg.batch_size, seed=cfg.seed)
+        with autocast(cfg):
+            loss = parts.totals.add(parts.model(x), y) / cfg.accumulate
+        parts.scaler.scale(loss).backward()
+        mean_loss += float(loss.detach())
+    if cfg.clip:
+        for optimizer in parts.optimizers:
+            parts.scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(parts.model.parameters(), cfg.clip)
+    scale = parts.scaler.get_scale()
+    for optimizer in parts.optimizers:
+        parts.scaler.step(optimizer)
+        optimizer.zero_grad()
+    parts.scaler.update()
+    if parts.scaler.get_scale() >= scale:  # a step that fp16 overflow skipped does not advance the schedule
+        for scheduler in parts.schedulers:
+            scheduler.step()
+    return mean_loss
+
+
+def _row(plan: Plan, parts: Parts, step: int, seconds: float) -> dict[str, Any]:
+    """A row of metrics.jsonl; training figures are means over the steps since the last row."""
+    cfg, valid = plan.config, plan.dataset.valid
+    totals, parts.totals = parts.totals, Totals()
+    row = {
+        "step": step,
+        "loss": totals.loss,
+        "lr": cfg.lr * rate_factor(cfg)(step - 1),
+        "density": parts.density,
+        "train_metric": plan.task.value(totals),
+        "valid_metric": None,
+        "seconds": round(seconds, 3),
+    }
+    if len(valid):
+        x, y = valid.whole()
+        stride = 1 if step == cfg.steps else -(-y.numel() // _GLANCE)
+        measured = evaluate(parts.model, x[::stride], y[::stride], autocast=partial(autocast, cfg))
+        row["valid_metric"] = plan.task.value(measured)
+    return row
+
+
+def _finish(plan: Plan, parts: Parts, folder: RunFolder, rows: list[dict[str, Any]]) -> Result:
+    """Measure on the test split, and write model, result and report."""
+    cfg, task, table = plan.config, plan.task, parts.coverage()
+    about = {"data": cfg.data, "name": cfg.model, "method": cfg.method, "density": cfg.density, "seed": cfg.seed}
+    save_model(folder.model_file, parts.model, parts.sparsifier, about)
+    tested = evaluate(parts.model, *plan.dataset.test.whole(), autocast=partial(autocast, cfg))
+    result = Result(
+        task=task.name,
+        data=cfg.data,
+        model=cfg.model,
+        method=cfg.method,
+        seed=cfg.seed,
+        density={"asked": cfg.density, "achieved": table.active / parts.reference.eligible},
+        counts={
+            "active": table.active,
+            "eligible": parts.reference.eligible,
+            "total": parts.reference.total,
+        },
+        metric={
+            "name": task.metric,
+            "value": task.value(tested),
+            "higher_is_better": task.higher_is_better,
+        },
+        final_loss=rows[-1]["loss"],
+        steps=cfg.steps,
+        seconds=rows[-1]["seconds"],
+        checkpoint_bytes=folder.model_file.stat().st_size,
+        config=cfg.to_dict() | ({"small": parts.small} if parts.small else {}),
+    )
+    write_run_report(folder, result, table, f"{plan.dataset.source}; sha256 {plan.dataset.digest}...")
+    folder.write_result(result)
+    return result
+
+
+def _finite(model: nn.Module) -> bool:
+    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+
+
+def _diverged(folder: RunFolder, what: str) -> DivergedError:
+    kept = f"the last good checkpoint is {folder.training_file}" if folder.training_file.exists() else "none was saved"
+    return DivergedError(f"{what}; {kept}; try a smaller --lr, more --warmup or a --clip norm")
+
+
+class _Clock:
+    """Seconds of training, those before a resume included."""
+
+    def __init__(self, spent: float) -> None:
+        self._start = time.perf_counter() - spent
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+
+class _StopRequest:
+    """Turns the first Ctrl-C or SIGTERM into a request to stop after the current step; the second one kills."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._request)
+        return self
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._previous:
+            signal.signal(*self._previous.popitem())
+
+    def __exit__(self, *details: object) -> None:
+        self._restore()

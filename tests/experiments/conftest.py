@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gossamer.experiments.config import RunConfig
+
+from .tiny import Make
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """A tiny run on digits, in a folder of its own."""
+
+    def make(name: str = "run", **values: Any) -> RunConfig:
+        method = values.get("method", "set")
+        base: dict[str, Any] = {
+            "data": "digits",
+            "model": "mlp",
+            "model_options": {"hidden": [16]} if values.get("model", "mlp") == "mlp" else {},
+            "method": method,
+            "density": 0.2,
+            "args": {"every": 5} if method == "set" else {},
+            "steps": 20,
+            "eval_every": 8,
+            "checkpoint_every": 6,
+            "threads": 1,
+            "out": str(tmp_path / name),
+        }
+        return RunConfig.from_dict(base | values)
+
+    return make

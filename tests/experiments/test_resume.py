@@ -1,0 +1,188 @@
+"""Law 5: a run that is killed and resumed, at any step, equals the uninterrupted run bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gossamer.checkpoint import load
+from gossamer.errors import ConfigError
+from gossamer.experiments import setup
+from gossamer.experiments.config import RunConfig
+from gossamer.experiments.train import Interrupted, Update, train
+
+from .tiny import Make, model_of, rows_of
+
+METHODS = {
+    "dense": {},
+    "small": {},
+    "static": {},
+    "set": {"every": 3},
+    "rigl": {"every": 3},
+    "rewire": {"exploit": "reset:4"},
+}
+
+
+def _interrupt_at(step: int, number: int = signal.SIGINT) -> Any:
+    def progress(update: Update) -> None:
+        if update.step == step:
+            os.kill(os.getpid(), number)
+
+    return progress
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_interrupted_runs_continue_exactly(make: Make, method: str) -> None:
+    values: dict[str, Any] = {"method": method, "args": METHODS[method], "optimizer": "adamw", "amp": "bf16"}
+    whole, parts = make("whole", **values), make("parts", **values)
+    train(whole)
+    for step in (1, 7, 13):
+        with pytest.raises(Interrupted, match=f"stopped after step {step} of 20"):
+            train(parts, resume=step > 1, progress=_interrupt_at(step))
+    result = train(parts, resume=True)
+    assert model_of(parts) == model_of(whole)
+    assert rows_of(parts) == rows_of(whole)
+    assert result.steps == 20
+
+
+@pytest.mark.parametrize("values", [{"optimizer": "muon", "clip": 0.5}, {"amp": "fp16", "accumulate": 2}])
+def test_all_that_has_a_state_is_restored(make: Make, values: dict[str, Any]) -> None:
+    values = {"model_options": {"hidden": [16, 16]}, "schedule": "step", "method": "rewire", **values}
+    whole, parts = make("whole", **values), make("parts", **values)
+    train(whole)
+    with pytest.raises(Interrupted):
+        train(parts, progress=_interrupt_at(11, signal.SIGTERM))
+    train(parts, resume=True)
+    assert model_of(parts) == model_of(whole)
+    assert rows_of(parts) == rows_of(whole)
+
+
+def test_rows_after_the_checkpoint_are_not_doubled(make: Make) -> None:
+    """Rows at 8, 16, 20, checkpoints at 6, 12: a crash at step 10 has written a row that the resumed run repeats."""
+
+    def crash(update: Update) -> None:
+        if update.step == 10:
+            raise RuntimeError("power cut")
+
+    whole, parts = make("whole"), make("parts")
+    train(whole)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(parts, progress=crash)
+    assert [row["step"] for row in rows_of(parts)] == [8]
+    train(parts, resume=True)
+    assert rows_of(parts) == rows_of(whole)
+    assert model_of(parts) == model_of(whole)
+
+
+def test_seconds_of_both_parts_are_added(make: Make) -> None:
+    config = make()
+    with pytest.raises(Interrupted):
+        train(config, progress=_interrupt_at(10))
+    before = load(f"{config.out}/training.safetensors").state["extra"]["seconds"]
+    assert train(config, resume=True).seconds >= round(before, 3)
+
+
+def test_finished_runs_are_not_run_again(make: Make) -> None:
+    config = make()
+    result = train(config)
+    steps: list[int] = []
+    assert train(config, resume=True, progress=lambda update: steps.append(update.step)) == result
+    assert steps == []
+
+
+def test_resume_of_a_new_folder_is_a_new_run(make: Make) -> None:
+    assert train(make("new"), resume=True).steps == 20
+
+
+def test_changed_configs_are_named(make: Make) -> None:
+    train(make())
+    with pytest.raises(
+        ConfigError, match=r"cannot resume .* with another config \(density 0\.2 -> 0\.4, lr .* -> 0\.5\)"
+    ):
+        train(make(density=0.4, lr=0.5), resume=True)
+    with pytest.raises(ConfigError, match="is not empty; add --resume"):
+        train(make())
+
+
+def test_the_folder_may_be_spelled_otherwise(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = train(make())
+    monkeypatch.chdir(tmp_path)
+    config = RunConfig.from_dict(make().to_dict() | {"out": "run"})
+    assert train(config, resume=True) == result
+
+
+CHILD = """
+import json, os, signal, sys
+from gossamer.experiments import setup
+from gossamer.experiments.config import RunConfig
+from gossamer.experiments.train import train
+config, kill = json.loads(sys.argv[1]), int(sys.argv[2])
+def progress(update):
+    if update.step == kill:
+        os.kill(os.getpid(), signal.SIGKILL)
+train(RunConfig.from_dict(config), resume=True, progress=progress)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["set", "rewire"])
+def test_sigkill_at_three_random_steps_changes_nothing(make: Make, method: str) -> None:
+    """Autocast to bf16, cosine schedule with warm-up, drop and grow (or live weights) between the kills."""
+    values: dict[str, Any] = {
+        "data": "mnist1d",
+        "method": method,
+        "args": {"every": 7},
+        "model_options": {"hidden": [32]},
+        "steps": 120,
+        "eval_every": 10,
+        "checkpoint_every": 9,
+        "warmup": 0.1,
+        "schedule": "cosine",
+        "amp": "bf16",
+    }
+    whole, parts = make("whole", **values), make("parts", **values)
+    train(whole)
+    kills = sorted(random.Random(method).sample(range(1, 120), 3))
+    for kill in [*kills, 0]:
+        child = subprocess.run([sys.executable, "-c", CHILD, json.dumps(parts.to_dict()), str(kill)], check=False)
+        assert child.returncode == (-signal.SIGKILL if kill else 0)
+    assert model_of(parts) == model_of(whole)
+    assert rows_of(parts) == rows_of(whole)
+
+
+def test_random_state_of_dropout_is_restored(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = setup.models.build
+
+    def with_dropout(*args: Any, **options: Any) -> nn.Module:
+        return nn.Sequential(nn.Dropout(0.5), build(*args, **options))
+
+    monkeypatch.setattr(setup.models, "build", with_dropout)
+    whole, parts = make("whole"), make("parts")
+    train(whole)
+    with pytest.raises(Interrupted):
+        train(parts, progress=_interrupt_at(9))
+    train(parts, resume=True)
+    assert model_of(parts) == model_of(whole)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("amp", [None, "bf16", "fp16"])
+def test_runs_on_a_gpu_continue_exactly(make: Make, amp: str | None) -> None:
+    whole, parts = make("whole", device="cuda", amp=amp), make("parts", device="cuda", amp=amp)
+    train(whole)
+    with pytest.raises(Interrupted):
+        train(parts, progress=_interrupt_at(9))
+    train(parts, resume=True)
+    assert model_of(parts) == model_of(whole)
+    assert rows_of(parts) == rows_of(whole)

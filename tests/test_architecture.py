@@ -23,6 +23,7 @@ LAYERS = [
     ["sparsifier"],
     ["checkpoint", "_packing", "_safetensors", "testing"],
     ["experiments"],
+    ["_terminal"],
     ["cli"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -1,13 +1,37 @@
 """Train neural networks sparse from scratch: every method a small composition, on any model and optimizer."""
 
-from . import methods
-from .coverage import Coverage
-from .errors import GossamerError
-from .method import Fix, Given, Live, Method, Regularize, Reset, Zero
-from .sparsifier import Sparsifier, sparsify
-from .topology import Support
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import methods, topology
+    from .coverage import Coverage
+    from .errors import GossamerError
+    from .method import Fix, Given, Live, Method, Regularize, Reset, Zero
+    from .sparsifier import Sparsifier, sparsify
+    from .topology import Support
 
 __version__ = "0.1.0"
+
+# Public name -> module that defines it; loaded at first use, so that `gossamer --help` does not wait for torch.
+_HOME = {
+    "Coverage": "coverage",
+    "Fix": "method",
+    "Given": "method",
+    "GossamerError": "errors",
+    "Live": "method",
+    "Method": "method",
+    "Regularize": "method",
+    "Reset": "method",
+    "Sparsifier": "sparsifier",
+    "Support": "topology",
+    "Zero": "method",
+    "methods": "",
+    "sparsify": "sparsifier",
+    "topology": "",
+}
 
 __all__ = [
     "Coverage",
@@ -24,4 +48,22 @@ __all__ = [
     "__version__",
     "methods",
     "sparsify",
+    "topology",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gossamer' has no attribute {name!r}")
+    home = _HOME[name]
+    value = (
+        getattr(importlib.import_module(f".{home}", __name__), name)
+        if home
+        else importlib.import_module(f".{name}", __name__)
+    )
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -34,8 +34,10 @@ class StepHooks:
         self._stepped: set[int] = set()
         self._skipped: set[int] = set()
         self._open: dict[int, int] = {}  # id of an optimizer inside its step -> how many steps deep
-        self._handles = [o.register_step_pre_hook(self._pre_hook) for o in self.optimizers]
-        self._handles += [o.register_step_post_hook(self._post_hook) for o in self.optimizers]
+        # disabled here and not by decorator: the decorator would load the whole compiler on import
+        pre, post = torch.compiler.disable(self._pre_hook), torch.compiler.disable(self._post_hook)
+        self._handles = [o.register_step_pre_hook(pre) for o in self.optimizers]
+        self._handles += [o.register_step_post_hook(post) for o in self.optimizers]
 
     def remove(self) -> None:
         """Take the hooks off the optimizers."""
@@ -48,7 +50,6 @@ class StepHooks:
         self._skipped.clear()
         self._open.clear()
 
-    @torch.compiler.disable
     def _pre_hook(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         if id(optimizer) in self._open and _step_frames(optimizer) > 1:  # a subclass called super().step()
             self._open[id(optimizer)] += 1
@@ -89,7 +90,6 @@ class StepHooks:
             with torch.no_grad():
                 self._before(optimizer)
 
-    @torch.compiler.disable
     @torch.no_grad()
     def _post_hook(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._open[id(optimizer)] -= 1

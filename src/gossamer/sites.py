@@ -133,18 +133,17 @@ class DenseSite:
 
     def install_gate(self) -> list[RemovableHandle]:
         """Register the hooks that multiply the gradient off the support by `off_scale`."""
-        handles = [self.parameter.register_post_accumulate_grad_hook(self._gate_accumulated)]
+        disable = torch.compiler.disable  # not as a decorator, which would load the whole compiler on import
+        handles = [self.parameter.register_post_accumulate_grad_hook(disable(self._gate_accumulated))]
         if not distributed.is_sharded(self.parameter):
-            handles.append(self.parameter.register_hook(self._gate_incoming))
+            handles.append(self.parameter.register_hook(disable(self._gate_incoming)))
         return handles
 
-    @torch.compiler.disable
     def _gate_incoming(self, grad: Tensor) -> Tensor | None:
         if self.off_scale in (0.0, 1.0):
             return None
         return torch.where(self.mask, grad, grad * self.off_scale)
 
-    @torch.compiler.disable
     @torch.no_grad()
     def _gate_accumulated(self, parameter: Tensor) -> None:
         """Zeroing is idempotent and linear: done in place on the accumulated gradient, before DDP reduces it."""

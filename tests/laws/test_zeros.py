@@ -33,6 +33,9 @@ def test_every_torch_optimizer_is_covered() -> None:
 def check_zeros(sparsifier: gossamer.Sparsifier, counts: dict[str, int], total: int) -> None:
     supports = sparsifier.supports
     for name, site in sparsifier.sites.items():
+        assert site.stashed_grad is None, "no dense gradient is kept between steps"
+        held = 1 + 4 * is_live(sparsifier.method)
+        assert site.bytes() == held * site.parameter.numel()
         mask, weight = supports[name].mask, site.parameter.detach()
         assert torch.equal(weight[~mask], torch.zeros_like(weight[~mask]))
         assert not torch.signbit(weight[~mask]).any(), "exactly +0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,29 @@ SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_a
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "grad_avg")
 
 
-def unwrap(optimizer: Any) -> Optimizer:
+def usable(given: Any, *, live: bool) -> list[Optimizer]:
+    """Return the torch optimizers of one optimizer or a sequence of them; raise if one cannot train sparse weights."""
+    optimizers = [_unwrap(each) for each in (given if isinstance(given, list | tuple) else [given])]
+    if not optimizers:
+        raise AttachError("no optimizer was given; pass one torch.optim.Optimizer or several")
+    for optimizer in optimizers:
+        _refuse(optimizer, live=live)
+    return optimizers
+
+
+def owner(name: str, parameter: Tensor, optimizers: Sequence[Optimizer]) -> Optimizer:
+    """Return the one optimizer that holds `parameter`."""
+    owners = [o for o in optimizers if any(p is parameter for g in o.param_groups for p in g["params"])]
+    if len(owners) != 1:
+        where = "no optimizer" if not owners else f"{len(owners)} optimizers"
+        raise AttachError(
+            f"{name} is in {where} passed to sparsify(); every sparse weight must be in exactly one "
+            "(build the optimizer from model.parameters(), or leave the weight out with targets)"
+        )
+    return owners[0]
+
+
+def _unwrap(optimizer: Any) -> Optimizer:
     """Return the torch optimizer inside a wrapper such as Accelerate's."""
     inner = getattr(optimizer, "optimizer", None)
     while isinstance(inner, Optimizer):
@@ -27,7 +50,7 @@ def unwrap(optimizer: Any) -> Optimizer:
     return optimizer
 
 
-def refuse(optimizer: Optimizer, *, live: bool) -> None:
+def _refuse(optimizer: Optimizer, *, live: bool) -> None:
     """Raise if `optimizer` cannot train sparse weights, and say why."""
     if type(optimizer).__module__.startswith("deepspeed"):
         raise AttachError("DeepSpeed flattens parameters, so a weight's support is lost; use DDP or FSDP2")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -153,15 +153,10 @@ class Sparsifier:
             self._hooks.remove()
         self._attach(plan)
 
-    def _owners(self, optimizer: Optimizer | Sequence[Optimizer]) -> tuple[list[Optimizer], dict[str, Optimizer]]:
+    def _owners(self, optimizer: Any) -> tuple[list[Optimizer], dict[str, Optimizer]]:
         """The optimizers, and which of them steps each site; changes nothing."""
-        given: Iterable[Any] = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
-        optimizers = [optimizer_state.unwrap(o) for o in given]
-        if not optimizers:
-            raise AttachError("no optimizer was given; pass one torch.optim.Optimizer or several")
-        for each in optimizers:
-            optimizer_state.refuse(each, live=isinstance(self.method.inactive, Live))
-        owners = {name: _owner(site, optimizers) for name, site in self.sites.items()}
+        optimizers = optimizer_state.usable(optimizer, live=isinstance(self.method.inactive, Live))
+        owners = {n: optimizer_state.owner(n, site.parameter, optimizers) for n, site in self.sites.items()}
         for name, site in self.sites.items():
             site.check_optimizer(owners[name])
         return optimizers, owners
@@ -320,14 +315,3 @@ class Sparsifier:
         self.seed, self.step = int(state["seed"]), int(state["step"])
         self._selections = int(state["selections"])
         self._arm_gates()
-
-
-def _owner(site: DenseSite, optimizers: Sequence[Optimizer]) -> Optimizer:
-    owners = [o for o in optimizers if any(p is site.parameter for g in o.param_groups for p in g["params"])]
-    if len(owners) != 1:
-        where = "no optimizer" if not owners else f"{len(owners)} optimizers"
-        raise AttachError(
-            f"{site.name} is in {where} passed to sparsify(); every sparse weight must be in exactly one "
-            "(build the optimizer from model.parameters(), or leave the weight out with targets)"
-        )
-    return owners[0]

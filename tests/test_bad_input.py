@@ -86,6 +86,11 @@ def test_total_steps_is_asked_for_and_checked() -> None:
     gossamer.sparsify(mlp(), methods.rewire(0.3))
 
 
+def test_a_period_of_one_step_would_train_nothing() -> None:
+    fails("nothing would train", gossamer.sparsify, mlp(), methods.rigl(0.3, every=1), total_steps=100)
+    fails("0.025 of 20 steps is 1 step", gossamer.sparsify, mlp(), methods.rigl(0.3, every=0.025), total_steps=20)
+
+
 def test_attaching_mistakes_leave_the_model_as_it_was() -> None:
     model = mlp()
     before = weights(model)

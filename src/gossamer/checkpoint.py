@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from ._packing import compress, expand, leaves, nonzero_bits, pack, unpack
 from ._safetensors import dtype_of, opened, replacing, write
+from .distributed import is_sharded
 from .errors import CheckpointError
 from .targets import canonical
 
@@ -264,6 +265,11 @@ def _check_sparse(state: Mapping[str, Any], supports: Mapping[str, Any]) -> None
     for name, support in supports.items():
         if name not in state or state[name].shape != support.shape:
             raise CheckpointError(f"the sparsifier is of another model: this one has no {name} {tuple(support.shape)}")
+        if is_sharded(state[name]):
+            raise CheckpointError(
+                f"{name} is sharded over ranks: gather with torch.distributed.checkpoint.state_dict."
+                "get_model_state_dict(full_state_dict=True) and pass that to save()"
+            )
         weight = state[name].detach()
         if bool((weight[~support.mask.to(weight.device)] != 0).any()):
             raise CheckpointError(

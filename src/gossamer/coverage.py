@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from .distributed import local
 from .sites import DenseSite
 from .targets import Candidate
 
 
 @dataclass(frozen=True)
 class Row:
-    """One parameter. `bytes` is what the process holds for it now: weight, support and trainable weights."""
+    """One parameter. `bytes` is what this process (rank) holds for it now: weight, support, trainable weights."""
 
     name: str
     shape: tuple[int, ...]
@@ -87,7 +88,7 @@ def coverage(candidates: Sequence[Candidate], sites: Mapping[str, DenseSite]) ->
     for c in candidates:
         site, numel = sites.get(c.name), math.prod(c.parameter.shape)
         count = site.support().count if site else numel
-        held = numel * c.parameter.element_size() + (site.bytes() if site else 0)
+        held = local(c.parameter).nbytes + (site.bytes() if site else 0)
         density = count / numel if numel else 1.0
         rows.append(Row(c.name, tuple(c.parameter.shape), numel, c.sparse, c.reason, count, density, held))
     return Coverage(tuple(rows))

@@ -268,11 +268,17 @@ class Method:
         inactive = self.inactive
         if isinstance(inactive, Live) and inactive.exploit is not None:
             inactive = dataclasses.replace(inactive, exploit=inactive.exploit.resolve(total_steps))
+        clock = self.clock.resolve(total_steps)
+        if self.at == "replace" and clock.every == 1:
+            raise ConfigError(
+                f"method {self.name!r} would rewire instead of every single update (every = {self.clock.every!r} of "
+                f"{total_steps} steps is 1 step), so nothing would train; use every >= 2, or more steps"
+            )
         return dataclasses.replace(
             self,
             density=as_schedule(self.density).resolve(total_steps),
             rule=self.rule.resolve(total_steps),
-            clock=self.clock.resolve(total_steps),
+            clock=clock,
             inactive=inactive,
         )
 

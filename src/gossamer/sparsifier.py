@@ -163,8 +163,10 @@ class Sparsifier:
 
     def _attach(self, plan: tuple[list[Optimizer], dict[str, Optimizer]]) -> None:
         optimizers, owners = plan
-        for name, site in self.sites.items():
-            site.optimizer = owners[name]
+        with torch.no_grad():
+            for name, site in self.sites.items():
+                site.optimizer = owners[name]
+                site.rest_slots()
         live = isinstance(self.method.inactive, Live)
         self._hooks = StepHooks(optimizers, self._before_update, self._after_update, one_evaluation=live)
         self._arm_gates()

@@ -134,13 +134,13 @@ def test_growth_sees_unscaled_gradients_of_a_fused_optimizer() -> None:
     )
     for scale in (1.0, 1024.0):
         model = mlp()
-        method = methods.rigl(0.3, every=1, stop=10)
+        method = methods.rigl(0.3, every=2, stop=10)
         rule = gossamer.topology.DropGrow(gossamer.topology.scores.magnitude, score, 0.3)
         method = gossamer.Method(**{**vars(method), "rule": rule})
         optimizer = torch.optim.Adam(model.parameters(), fused=True)
         gossamer.sparsify(model, method, optimizer, total_steps=20)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        for batch in batches(n=2):
+        for batch in batches(n=3):
             optimizer.zero_grad()
             scaler.scale(loss_of(model, batch)).backward()
             scaler.step(optimizer)
@@ -419,3 +419,52 @@ def test_a_copied_optimizer_is_attached_anew(method: str) -> None:
             train_step(model, rebuilt, batch)
         assert sparsifier.step == len(batches())
     assert_same(weights(straight), weights(model))
+
+
+@pytest.mark.parametrize("method", ["static", "set", "rigl", "rewire"])
+def test_slots_from_dense_training_come_to_rest(method: str) -> None:
+    """An optimizer that has momentum from dense training must not revive what becomes inactive."""
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for batch in batches(n=3):
+        train_step(model, [optimizer], batch)
+    sparsifier = gossamer.sparsify(model, small_methods()[method], optimizer, total_steps=12)
+    for site in sparsifier.sites.values():
+        off = optimizer.state[site.parameter]["exp_avg"][~site.mask]
+        assert bool((off != 0).any()) == is_live(sparsifier.method)
+    train_step(model, [optimizer], batches()[3])
+    assert zero_off(sparsifier)
+
+
+@pytest.mark.parametrize("method", ["static", "rigl", "rewire"])
+def test_weights_loaded_after_sparsify_never_make_a_dense_model(method: str) -> None:
+    model = mlp()
+    with sparse_run(model, small_methods()[method], "adamw") as (sparsifier, optimizers):
+        train_step(model, optimizers, batches()[0])
+        model.load_state_dict(copy.deepcopy(model.state_dict()))  # the same values are no change
+        train_step(model, optimizers, batches()[1])
+        model.load_state_dict(mlp(seed=5).state_dict())
+        if is_live(sparsifier.method):  # its own trainable weights would win silently
+            with pytest.raises(gossamer.GossamerError, match=r"0\.weight were changed outside"):
+                train_step(model, optimizers, batches()[2])
+            sparsifier.restore()
+            assert zero_off(sparsifier)
+        train_step(model, optimizers, batches()[2])
+        assert zero_off(sparsifier)
+
+
+@pytest.mark.parametrize("method", ["rewire", "static"])
+def test_a_cast_model_is_noticed(method: str) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = gossamer.sparsify(model, small_methods()[method], optimizer)
+    model.double()
+    data = [(x.double(), y) for x, y in batches(n=2)]
+    if is_live(sparsifier.method):
+        with pytest.raises(
+            gossamer.GossamerError, match=r"0\.weight is torch\.float64 on cpu now and was torch\.float32"
+        ):
+            train_step(model, [optimizer], data[0])
+    else:  # a mask has no type
+        train_step(model, [optimizer], data[0])
+        assert zero_off(sparsifier)

@@ -17,7 +17,7 @@ LAYERS = [
     ["topology"],
     ["method"],
     ["methods"],
-    ["optimizer_state", "distributed", "targets", "hooks"],
+    ["optimizer_state", "distributed", "targets", "hooks", "masking"],
     ["sites"],
     ["rewiring", "coverage"],
     ["sparsifier"],

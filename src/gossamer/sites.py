@@ -12,20 +12,9 @@ from torch.utils.hooks import RemovableHandle
 
 from . import distributed, optimizer_state
 from .errors import AttachError, CheckpointError
+from .masking import keep_on
 from .method import Live, Zero
 from .topology import Entries, Support
-
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes per value -> integers of that size
-
-
-def keep_on(mask: Tensor, value: Tensor, out: Tensor) -> None:
-    """Write `value` where `mask`, and exactly +0 elsewhere, to `out` (which may be `value` itself).
-
-    The bit patterns are multiplied by 0 or 1: NaN does not leak as it would from a product of floats, and it is five
-    times faster than torch.where.
-    """
-    bits = _BITS[value.element_size()]
-    torch.mul(value.view(bits), mask.view(torch.int8), out=out.view(bits))
 
 
 @dataclass

@@ -177,10 +177,10 @@ class DropGrow:
                 _kept_of_groups([members & entries.active for members in split(entries)], value, fraction)
                 for entries, value in zip(group, values, strict=True)
             ]
-            values = [value.masked_fill(~mask, -math.inf) for value, mask in zip(values, active, strict=True)]
-            fraction = 0.0
             if sum(map(count_true, active)) <= total:
                 return active
+            values = [torch.where(mask, value, -math.inf) for value, mask in zip(values, active, strict=True)]
+            fraction = 0.0
         n = sum(map(count_true, active))
         return structure.select(values, min(n - math.floor(fraction * n), total), active)
 
@@ -189,9 +189,9 @@ def _kept_of_groups(groups: Sequence[Tensor], value: Tensor, fraction: float) ->
     """Return the mask of what is kept when each group drops its own share."""
     kept = torch.zeros_like(value, dtype=torch.bool)
     for members in groups:
-        n = count_true(members)
-        inside = value.masked_fill(~members, -math.inf)
-        kept |= select_top([inside], n - math.floor(fraction * n), [members])[0]
+        inside = value[members]
+        n = inside.numel()
+        kept.masked_scatter_(members, select_top([inside], n - math.floor(fraction * n))[0])
     return kept
 
 

@@ -4,7 +4,7 @@ CONSTRAINTS ?= constraints.txt
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test quick check format clean
+.PHONY: demo test quick check accuracy format clean
 demo: $(STAMP)          ## train dense, SMALL, static, SET, RigL and rewire; print one table
 	$(BIN)/gossamer demo
 
@@ -19,6 +19,10 @@ check: $(STAMP)         ## format, lint, types, doctests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --doctest-modules src/gossamer -q
+
+accuracy: $(STAMP)      ## the accuracy tables of docs/results, about 20 minutes on two cores
+	$(BIN)/python -m gossamer.experiments.study studies/m1d-baselines.yaml studies/m1d-sweeps.yaml \
+		studies/lm-baselines.yaml --workers 2 --tables docs/results
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -131,11 +131,13 @@ def test_main_runs_a_file_and_prints_the_table(tmp_path: Path, capsys: pytest.Ca
     file = tmp_path / "s.yaml"
     rows = [{"label": "dense", "method": "dense"}, {"label": "SMALL", "method": "small"}]
     file.write_text(json.dumps({"name": "s", "base": BASE, "rows": rows, "densities": [0.3], "seeds": [0, 1]}))
-    assert main([str(file), "--out", str(tmp_path / "out")]) == 0
+    tables = tmp_path / "tables"
+    assert main([str(file), "--out", str(tmp_path / "out"), "--tables", str(tables)]) == 0
     shown = capsys.readouterr()
     assert "SMALL" in shown.out
     assert "4/4 SMALL d=0.3 seed=1" in shown.err
-    assert "| SMALL | 0.3 |" in (tmp_path / "out" / "results.md").read_text()
+    assert "| SMALL | 0.3 |" in (tmp_path / "out" / "s" / "results.md").read_text()
+    assert (tables / "s.md").read_text() == (tmp_path / "out" / "s" / "results.md").read_text()
     assert main([str(tmp_path / "missing.yaml")]) == 1
     assert "cannot read the config" in capsys.readouterr().err
 

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -212,37 +213,48 @@ def print_lines(console: Console, title: str, lines: Sequence[Line]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a study file; returns the exit status: 1 if a run failed."""
+    """Run study files one after the other; returns the exit status: 1 if a run failed."""
     parser = argparse.ArgumentParser(prog="python -m gossamer.experiments.study", description=__doc__)
-    parser.add_argument("study", type=Path, help="YAML file, e.g. studies/m1d-baselines.yaml")
+    parser.add_argument("studies", type=Path, nargs="+", help="YAML files, e.g. studies/m1d-baselines.yaml")
     parser.add_argument("--workers", type=int, default=1, help="processes, each with one thread")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of those of the file")
-    parser.add_argument("--out", type=Path, help="folder of runs and results; default runs/studies/<name>")
+    parser.add_argument("--out", type=Path, default=Path("runs") / "studies", help="folder of all runs and results")
+    parser.add_argument("--tables", type=Path, help="folder that gets a copy of every table, e.g. docs/results")
     given = parser.parse_args(argv)
-    console, errors = Console(), Console(stderr=True)
+    errors = Console(stderr=True)
     try:
-        study = Study.from_file(given.study)
-        if given.seeds:
-            study = replace(study, seeds=tuple(given.seeds))
-        out = given.out or Path("runs") / "studies" / study.name
-        total = len(study.runs(out))
-        counter = iter(range(1, total + 1))
-
-        def done(key: Key, result: Result | str) -> None:
-            value = result if isinstance(result, str) else f"{result.metric['name']} {result.metric['value']:.4g}"
-            errors.print(f"{next(counter)}/{total} {key[0]} d={key[1]:g} seed={key[2]}: {value}", highlight=False)
-
-        outcome = run_study(study, out, workers=given.workers, done=done)
-        command = f"python -m gossamer.experiments.study {given.study} --workers {given.workers}"
-        command += f" --seeds {' '.join(map(str, given.seeds))}" if given.seeds else ""
-        write_outcome(study, outcome, out, command)
-        print_lines(console, study.name, outcome.lines())
-        console.print(f"written: {out / 'results.md'}, {out / 'results.json'}", highlight=False)
+        failed = sum(_run_file(file, given, errors) for file in given.studies)
     except (GossamerError, KeyboardInterrupt) as error:
         again = isinstance(error, KeyboardInterrupt)
         errors.print(f"gossamer: {'stopped; the same command continues' if again else f'error: {error}'}", markup=False)
         return 130 if again else 1
-    return 1 if outcome.failures else 0
+    return 1 if failed else 0
+
+
+def _run_file(file: Path, given: argparse.Namespace, errors: Console) -> bool:
+    """Run one study file, print and write its table; returns whether a run failed."""
+    study = Study.from_file(file)
+    if given.seeds:
+        study = replace(study, seeds=tuple(given.seeds))
+    out = given.out / study.name
+    total = len(study.runs(out))
+    counter = iter(range(1, total + 1))
+
+    def done(key: Key, result: Result | str) -> None:
+        value = result if isinstance(result, str) else f"{result.metric['name']} {result.metric['value']:.4g}"
+        errors.print(f"{next(counter)}/{total} {key[0]} d={key[1]:g} seed={key[2]}: {value}", highlight=False)
+
+    outcome = run_study(study, out, workers=given.workers, done=done)
+    command = f"python -m gossamer.experiments.study {file} --workers {given.workers}"
+    command += f" --seeds {' '.join(map(str, given.seeds))}" if given.seeds else ""
+    write_outcome(study, outcome, out, command)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    print_lines(console, study.name, outcome.lines())
+    console.print(f"written: {out / 'results.md'}, {out / 'results.json'}", highlight=False, soft_wrap=True)
+    if given.tables:
+        given.tables.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(out / "results.md", given.tables / f"{study.name}.md")
+    return bool(outcome.failures)
 
 
 if __name__ == "__main__":

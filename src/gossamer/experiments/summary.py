@@ -76,7 +76,7 @@ def _line(
         return Line(label, density, tuple(results), mean, deviation, None, 1.0)
     spans = [dense[seed] - small[seed] for seed in shared if seed in dense]
     paired = [values[seed] - small[seed] for seed in shared if seed in dense]
-    f = sum(paired) / sum(spans) if spans and sum(spans) else None
+    f = sum(paired) / sum(spans) + 0.0 if spans and sum(spans) else None  # + 0.0: no minus zero
     return Line(label, density, tuple(results), mean, deviation, vs_small, f)
 
 

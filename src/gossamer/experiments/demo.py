@@ -15,14 +15,18 @@ from .summary import table
 from .train import Update
 
 DENSITY, SEEDS, STEPS = 0.05, (0, 1, 2), 600
-ROWS = (
-    Row("dense", "dense"),
-    Row("SMALL", "small"),
-    Row("static", "static"),
-    Row("SET", "set", {"every": 0.025, "stop": 0.75}),
-    Row("RigL", "rigl", {"every": 0.025, "stop": 0.75}),
-    Row("rewire", "rewire"),
-)
+
+
+def _rows(steps: int) -> tuple[Row, ...]:
+    clock = {"every": max(2, steps // 40), "stop": 0.75}
+    return (
+        Row("dense", "dense"),
+        Row("SMALL", "small"),
+        Row("static", "static"),
+        Row("SET", "set", clock),
+        Row("RigL", "rigl", clock),
+        Row("rewire", "rewire"),
+    )
 
 
 def demo_study(*, steps: int = STEPS, seeds: tuple[int, ...] = SEEDS) -> Study:
@@ -36,7 +40,7 @@ def demo_study(*, steps: int = STEPS, seeds: tuple[int, ...] = SEEDS) -> Study:
         "steps": steps,
         "threads": 1,
     }
-    return Study("gossamer demo", base, ROWS, (DENSITY,), seeds)
+    return Study("gossamer demo", base, _rows(steps), (DENSITY,), seeds)
 
 
 def demo_folder(study: Study, out: Path) -> Path:

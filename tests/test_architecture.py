@@ -17,7 +17,7 @@ LAYERS = [
     ["topology"],
     ["method"],
     ["methods"],
-    ["optimizer_state", "distributed", "targets", "hooks", "masking"],
+    ["optimizer_state", "distributed", "targets", "hooks", "masking", "state"],
     ["sites"],
     ["rewiring", "coverage"],
     ["sparsifier"],

@@ -82,6 +82,8 @@ def test_compositions_that_cannot_work() -> None:
 def test_total_steps_is_asked_for_and_checked() -> None:
     fails("needs total_steps", gossamer.sparsify, mlp(), methods.rigl(0.3))
     fails("needs total_steps", gossamer.sparsify, mlp(), methods.rewire(0.3, exploit=Fix(0.5)))
+    fails("total_steps='20'", gossamer.sparsify, mlp(), methods.rigl(0.3), total_steps="20")
+    fails("seed=None", gossamer.sparsify, mlp(), methods.static(0.3), seed=None)
     fails("total_steps=0", gossamer.sparsify, mlp(), methods.rigl(0.3), total_steps=0)
     gossamer.sparsify(mlp(), methods.rewire(0.3))
 

@@ -89,6 +89,23 @@ def test_globs_types_and_exclusions() -> None:
     ]
 
 
+def test_a_module_type_covers_its_parts() -> None:
+    names = ["block.self_attn.in_proj_weight", "block.self_attn.out_proj.weight"]
+    assert sparse(Text(), nn.MultiheadAttention) == names
+    assert sparse(Text(), [nn.TransformerEncoderLayer]) == [*names, "block.linear1.weight", "block.linear2.weight"]
+
+
+def test_expanded_meta_and_inference_weights_cannot_be_sparse() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[0].weight = nn.Parameter(torch.randn(1, 4).expand(4, 4))
+    model[1].weight = nn.Parameter(torch.empty(4, 4, device="meta"))
+    assert sparse(model) == ["2.weight"]
+    with torch.inference_mode():
+        made = nn.Linear(4, 4)
+    with pytest.raises(TargetError, match="match no weight"):
+        gossamer.sparsify(made, methods.static(0.5))
+
+
 def test_transposed_gpt2_layer_and_recurrent_cells() -> None:
     class Conv1D(nn.Module):
         def __init__(self) -> None:
@@ -123,6 +140,7 @@ def test_frozen_parametrized_and_integer_parameters_stay_dense() -> None:
         ("*.bias", "1-D"),
         ([], "targets is empty"),
         ([3], "targets holds 3"),
+        (5, "targets=5"),
         ("!*", "match no weight that can be sparse"),
     ],
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import CheckpointError
+from .errors import CheckpointError, GossamerError
 
 # safetensors' names of the types it stores
 DTYPES = {
@@ -73,11 +74,14 @@ def write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` that takes its place when the block ends without an error."""
-    target = Path(os.path.realpath(path))  # a link stays a link
-    temporary = target.with_name(f".{target.name}.tmp")
+    """Open a temporary file beside `path` that takes its place when the block ends without an error.
+
+    Its name is its own, so that two who save to one path at a time cannot mix their data; the last one stays.
+    """
+    target = _target(path)
+    temporary = target.with_name(f".{target.name[:50]}.{secrets.token_hex(8)}.tmp")  # 50: names have a longest length
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -90,6 +94,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             kept = "; the file that was there is unchanged" if os.path.isfile(target) else ""
             raise CheckpointError(f"cannot write {path}: {error.strerror or error}{kept}") from error
         raise
+
+
+def _target(path: Path) -> Path:
+    """The regular file, there or not, that `path` means: a link stays a link, a device stays a device."""
+    try:
+        target = Path(os.path.realpath(path))
+    except ValueError as error:
+        raise CheckpointError(f"cannot write {str(path)!r}: {error}") from error
+    if os.path.isdir(target):
+        raise CheckpointError(f"cannot write {path}: Is a directory")
+    if os.path.lexists(target) and not os.path.isfile(target):
+        raise CheckpointError(f"cannot write {path}: it is not a regular file and would be replaced by one")
+    return target
 
 
 def _sync_folder(folder: Path) -> None:
@@ -105,8 +122,11 @@ def _sync_folder(folder: Path) -> None:
 @contextlib.contextmanager
 def opened(path: str | Path) -> Iterator[Any]:
     """Open a safetensors file for reading; whatever is wrong with it becomes a `CheckpointError`."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        kind = "Is a directory" if os.path.isdir(path) else "it is not a regular file"
+        raise CheckpointError(f"cannot read {path}: {kind}")
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with sensible(path), safe_open(str(path), framework="pt") as file:
             yield file
     except CheckpointError as error:
         named = str(path) in str(error)
@@ -119,7 +139,15 @@ def opened(path: str | Path) -> Iterator[Any]:
         raise CheckpointError(
             f"{path} is no whole safetensors file ({error}); it was cut short, damaged, or is of another kind"
         ) from error
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is damaged: its header makes no sense ({type(error).__name__}: {error})"
-        ) from error
+
+
+@contextlib.contextmanager
+def sensible(path: str | Path) -> Iterator[None]:
+    """Whatever nonsense in the file leads to becomes a `CheckpointError`; our own errors pass."""
+    try:
+        yield
+    except GossamerError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, struct.error) as error:
+        about = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(f"{path} is damaged: its header makes no sense ({about})") from error

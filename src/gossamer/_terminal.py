@@ -26,11 +26,13 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
+        except BrokenPipeError:  # nobody reads on; `main` ends quietly
+            raise
         except (GossamerError, OSError) as error:
             typer.echo(f"gossamer: error: {error}", err=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt as stop:
-            typer.echo(f"gossamer: {stop or 'stopped'}", err=True)
+            typer.echo(f"gossamer: {str(stop) or 'stopped'}", err=True)
             raise typer.Exit(_INTERRUPTED) from None
 
     return guarded

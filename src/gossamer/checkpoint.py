@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ._packing import compress, expand, leaves, nonzero_bits, pack, unpack
-from ._safetensors import dtype_of, opened, replacing, write
+from ._safetensors import dtype_of, opened, replacing, sensible, write
 from .distributed import is_sharded
 from .errors import CheckpointError
 from .targets import canonical
@@ -54,7 +54,8 @@ def save(
         weight and its optimizer slots) share one stored support.
     metadata: about the file, shown by `describe`; like `state`, but without tensors.
 
-    Call it from one process. A run killed while saving may leave ``.<name>.tmp``, which the next save replaces.
+    Of several who save to one path at a time, the last one stays. A run killed while saving may leave a
+    ``.<name>.<random>.tmp``, which can be deleted.
 
     Raises:
         CheckpointError: state that cannot be saved, masks that do not fit, or the file cannot be written.
@@ -118,9 +119,12 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> dict[str, An
     contents = load(path)
     if contents.kind not in ("model", "training"):
         raise CheckpointError(f"{path} is a {contents.kind} file; it was not written by save_model or save_training")
-    state = contents.state if contents.kind == "model" else contents.state["model"]
-    if model is not None:
-        _load_into(model, state, path, contents.metadata)
+    with sensible(path):
+        state = contents.state if contents.kind == "model" else contents.state["model"]
+        if not isinstance(state, dict):
+            raise TypeError("the model's state is no dict")
+        if model is not None:
+            model.load_state_dict(_fitting(model, state, path, contents.metadata))
     return state
 
 
@@ -144,6 +148,7 @@ def save_training(
     state = {
         "model": _model_state(model),
         "optimizers": [optimizer.state_dict() for optimizer in every],
+        "optimizer_types": [type(optimizer).__name__ for optimizer in every],
         "sparsifier": None if sparsifier is None else sparsifier.state_dict(),
         "extra": extra,
     }
@@ -170,28 +175,31 @@ def load_training(
     """Restore what `save_training` wrote and return its `extra`; the run continues bit for bit.
 
     Raises:
-        CheckpointError: as `load`; or the file is of another model, optimizer or sparsifier.
+        CheckpointError: as `load`; or the file is of another model, optimizer or sparsifier. Nothing is changed then.
     """
     contents = load(path)
     if contents.kind != "training":
         raise CheckpointError(f"{path} is a {contents.kind} file; resuming needs one written by save_training")
-    state, every = contents.state, [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
-    if len(state["optimizers"]) != len(every):
-        raise CheckpointError(f"{path} holds {len(state['optimizers'])} optimizers, {len(every)} are given")
-    if (state["sparsifier"] is None) != (sparsifier is None):
-        holds, given = ("no", "one") if sparsifier is not None else ("a", "none")
-        raise CheckpointError(f"{path} holds {holds} sparsifier's state, but {given} is given to load it into")
-    _load_into(model, state["model"], path, contents.metadata)
-    for optimizer, saved in zip(every, state["optimizers"], strict=True):
+    every = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+    with sensible(path):
+        state = contents.state
+        weights = _fitting(model, state["model"], path, contents.metadata)
+        _check_optimizers(every, state["optimizers"], state["optimizer_types"], path)
+        if (state["sparsifier"] is None) != (sparsifier is None):
+            holds, given = ("no", "one") if sparsifier is not None else ("a", "none")
+            raise CheckpointError(f"{path} holds {holds} sparsifier's state, but {given} is given to load it into")
+        extra, before = state["extra"], [(optimizer.state, optimizer.param_groups) for optimizer in every]
         try:
-            optimizer.load_state_dict(saved)
-        except (ValueError, KeyError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{path} holds the state of another optimizer than this {type(optimizer).__name__}: {error}"
-            ) from error
-    if sparsifier is not None:
-        sparsifier.load_state_dict(state["sparsifier"])
-    return state["extra"]
+            for optimizer, saved in zip(every, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            if sparsifier is not None:
+                sparsifier.load_state_dict(state["sparsifier"])
+        except BaseException:
+            for optimizer, (slots, groups) in zip(every, before, strict=True):  # loading made new ones
+                optimizer.state, optimizer.param_groups = slots, groups
+            raise
+        model.load_state_dict(weights)  # last, because it has been checked and the others check while they load
+    return extra
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -211,13 +219,13 @@ def describe(path: str | Path) -> dict[str, Any]:
         layout = {name: (tuple(p.get_shape()), dtype_of(p.get_dtype())) for name, p in pieces.items()}
         rows = _rows(info, layout)
         about = unpack({}, info["metadata"])
-    totals = {
-        "entries": sum(math.prod(row["shape"]) for row in rows),
-        "count": sum(row["count"] for row in rows),
-        "bytes": sum(row["bytes"] for row in rows),
-        "dense_bytes": sum(math.prod(row["shape"]) * getattr(torch, row["dtype"]).itemsize for row in rows),
-        "file_bytes": Path(path).stat().st_size,
-    }
+        totals = {
+            "entries": sum(math.prod(row["shape"]) for row in rows),
+            "count": sum(row["count"] for row in rows),
+            "bytes": sum(row["bytes"] for row in rows),
+            "dense_bytes": sum(math.prod(row["shape"]) * getattr(torch, row["dtype"]).itemsize for row in rows),
+            "file_bytes": Path(path).stat().st_size,
+        }
     return {"kind": info["kind"], "version": info["version"], "metadata": about, "rows": rows, "totals": totals}
 
 
@@ -254,6 +262,8 @@ def _info(file: Any, path: str | Path) -> dict[str, Any]:
             f"{path} has format version {info['version']}, this gossamer reads version {VERSION}; "
             "read it with the gossamer that wrote it or a newer one"
         )
+    if not (isinstance(info["kind"], str) and isinstance(info["metadata"], dict)):
+        raise TypeError("kind is no string or metadata no dict")
     return info
 
 
@@ -292,7 +302,25 @@ def _slot_masks(
     return masks
 
 
-def _load_into(model: nn.Module, state: Mapping[str, Any], path: str | Path, about: Mapping[str, Any]) -> None:
+def _check_optimizers(every: Sequence[Optimizer], saved: Any, types: Sequence[str], path: str | Path) -> None:
+    """Raise unless number, parameters per group and hyperparameters are those of the given optimizers."""
+    if len(saved) != len(every):
+        raise CheckpointError(f"{path} holds {len(saved)} optimizers, {len(every)} are given")
+    for optimizer, state, name in zip(every, saved, types, strict=True):
+        start, mine = f"{path} holds the state of another optimizer ({name}) than this", type(optimizer).__name__
+        own, held = ([len(g["params"]) for g in groups] for groups in (optimizer.param_groups, state["param_groups"]))
+        if own != held:
+            raise CheckpointError(f"{start} {mine}: its groups have {held} parameters, here {own}")
+        for group, theirs in zip(optimizer.param_groups, state["param_groups"], strict=True):
+            lacking = sorted(optimizer.defaults.keys() - theirs.keys())
+            more = sorted(theirs.keys() - group.keys()) if name != mine else []  # schedulers add keys
+            if lacking or more:
+                parts = [f"{what} {_first(keys)}" for what, keys in (("lacks", lacking), ("has", more)) if keys]
+                raise CheckpointError(f"{start} {mine}: it {' and '.join(parts)}")
+
+
+def _fitting(model: nn.Module, state: Mapping[str, Any], path: str | Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """`state` under the model's own names; raise if it is another model's."""
     own = {canonical(name): name for name in model.state_dict()}
     shapes = {canonical(name): value.shape for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     odd = {
@@ -308,7 +336,7 @@ def _load_into(model: nn.Module, state: Mapping[str, Any], path: str | Path, abo
         source = f" (of model {about['model']})" if "model" in about else ""
         parts = [f"{what} {_first(names)}" for what, names in odd.items() if names]
         raise CheckpointError(f"{path}{source} does not fit this {type(model).__name__}: {'; '.join(parts)}")
-    model.load_state_dict({own[name]: value for name, value in state.items()})
+    return {own[name]: value for name, value in state.items()}
 
 
 def _first(names: Sequence[str]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -36,7 +38,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 def main() -> None:
     """Entry point of the `gossamer` command."""
-    app()
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except OSError:  # a closed pipe or a full disk: end without a traceback, now and when Python flushes at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 @app.callback(invoke_without_command=True)
@@ -103,6 +112,9 @@ def _run_config(flags: Mapping[str, Any], settings: list[str], file: Path | None
     values: dict[str, Any] = read_config(file) if file else {}
     if resume and "out" in given and RunFolder(Path(given["out"])).config_file.exists():
         values = RunFolder(Path(given["out"])).stored_config() | values
+    elif resume and not {"data", "model"} <= values.keys() | given.keys():
+        place = f"in {given['out']}: it has no config.yaml" if "out" in given else "without its folder"
+        raise ConfigError(f"there is no run to resume {place}; give the folder of a run, e.g. --out runs/first")
     if "epochs" in given:
         values.pop("steps", None)
     return RunConfig.from_dict(values | given).with_settings(settings)
@@ -171,6 +183,13 @@ def methods_command(
     from .experiments.config import CONTROLS, method_parameters
     from .methods import REGISTRY, find
 
+    if name in CONTROLS:
+        needs = "--density, that of the sparse model" if name == "small" else "no density"
+        about = {"name": name, "summary": CONTROLS[name], "needs": needs, "source": "a control, not a sparse method"}
+        plain = f"{name}: {CONTROLS[name]}\n\nsource: {about['source']}\nneeds: {needs}\nit takes no arguments"
+        typer.echo(json.dumps([about], indent=1) if as_json else plain)
+        return
+    arguments = method_parameters(name) if name else {}
     infos = [find(name)] if name else list(REGISTRY.values())
     if as_json:
         keys = ("name", "summary", "needs", "source")
@@ -178,7 +197,7 @@ def methods_command(
     elif name:
         typer.echo(f"{name}: {inspect.getdoc(infos[0].build)}\n\nsource: {infos[0].source}\nneeds: {infos[0].needs}")
         typer.echo("arguments (--set name=value):")
-        for argument, (_, default) in method_parameters(name).items():
+        for argument, (_, default) in arguments.items():
             typer.echo(f"  {argument} = {spelled(default)}")
     else:
         print_table(("method", "summary", "needs", "source"), [(i.name, i.summary, i.needs, i.source) for i in infos])

@@ -18,7 +18,9 @@ class StepHooks:
     """Calls `before(optimizer)` between backward pass and update, and `after(optimizer, complete)` behind the update.
 
     A closure is wrapped, so that `before` follows its backward pass. A step that a GradScaler skips is no event.
-    `complete` is True when every optimizer has stepped since the last complete step.
+    `complete` is True when every optimizer has stepped in this round. A round in which a GradScaler skipped one of them
+    never completes: it is `abandon`ed when the next one begins. `new_backward` says (once) whether a gradient arrived
+    since it was last asked, which tells a new round from optimizers that step in another order than they were given.
     """
 
     def __init__(
@@ -27,10 +29,14 @@ class StepHooks:
         before: Callable[[Optimizer], None],
         after: Callable[[Optimizer, bool], None],
         *,
+        new_backward: Callable[[], bool],
+        abandon: Callable[[], None],
         one_evaluation: bool,
     ) -> None:
         self.optimizers = list(optimizers)
+        self._order = [id(o) for o in self.optimizers]
         self._before, self._after, self._one_evaluation = before, after, one_evaluation
+        self._new_backward, self._abandon = new_backward, abandon
         self._stepped: set[int] = set()
         self._skipped: set[int] = set()
         self._open: dict[int, int] = {}  # id of an optimizer inside its step -> how many steps deep
@@ -86,9 +92,21 @@ class StepHooks:
     def _prepare(self, optimizer: Optimizer) -> None:
         if optimizer_state.found_inf(optimizer):
             self._skipped.add(id(optimizer))
-        else:
-            with torch.no_grad():
-                self._before(optimizer)
+            return
+        with torch.no_grad():
+            self._begin_or_go_on(id(optimizer))
+            self._before(optimizer)
+
+    def _begin_or_go_on(self, optimizer: int) -> None:
+        """Notice that a round began although the last one is incomplete."""
+        fresh = self._new_backward()
+        overtaken = any(self._order.index(other) > self._order.index(optimizer) for other in self._stepped)
+        if optimizer in self._stepped or (overtaken and fresh):
+            self._stepped.clear()
+            self._abandon()
+        elif overtaken:  # same round, another order than given
+            self._order.remove(optimizer)
+            self._order.append(optimizer)
 
     @torch.no_grad()
     def _post_hook(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

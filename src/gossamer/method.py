@@ -258,7 +258,7 @@ class Method:
 
     def resolve(self, total_steps: int | None) -> Method:
         """Return a copy in which every fraction of training has become a step; raise if T is needed and absent."""
-        if total_steps is not None and (isinstance(total_steps, bool) or total_steps < 1):
+        if total_steps is not None and not (type(total_steps) is int and total_steps >= 1):
             raise ConfigError(f"total_steps={total_steps!r}: expected the number of optimizer steps, >= 1")
         if total_steps is None and "total_steps" in self.needs:
             raise ConfigError(

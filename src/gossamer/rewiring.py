@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from . import optimizer_state
 from .errors import ConfigError, DivergedError
 from .method import Given, Method
 from .sites import DenseSite
@@ -67,9 +66,8 @@ def _groups(method: Method, sites: Mapping[str, DenseSite]) -> list[list[DenseSi
 
 
 def _entries(site: DenseSite, needs: frozenset[str], seed: int, event: str) -> Entries:
-    scale = optimizer_state.gradient_scale(site.optimizer) if site.optimizer else 1.0
     generator = generator_for(seed, site.name, event) if "generator" in needs else None
-    return site.entries(needs, scale, generator)
+    return site.entries(needs, generator)
 
 
 def _given(init: Given, sites: Mapping[str, DenseSite], counts: Mapping[str, int]) -> dict[str, Tensor]:

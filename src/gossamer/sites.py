@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,11 @@ from .errors import AttachError, CheckpointError
 from .masking import keep_on
 from .method import Live, Zero
 from .topology import Entries, Support
+
+_NOT_ATTACHED = (
+    "gradients arrive at sparse weights, but no optimizer is attached to their Sparsifier: pass the optimizer to "
+    "sparsify(), or call Sparsifier.attach(optimizer)"
+)
 
 
 @dataclass
@@ -39,6 +45,9 @@ class DenseSite:
     stashed_grad: Tensor | None = field(init=False, default=None)
     handed_over: bool = field(init=False, default=False)
     _kind: str = field(init=False, repr=False)
+    _gated: tuple[int, int] | None = field(init=False, default=None, repr=False)  # gradient and its version, as left
+    _arrived: bool = field(init=False, default=False, repr=False)
+    _slot_ids: tuple[int, ...] = field(init=False, default=(), repr=False)
     _version: int = field(init=False, default=-1, repr=False)  # of the parameter when the sparse view was shown
     _view: Tensor | None = field(init=False, default=None, repr=False)
     _before: Tensor | None = field(init=False, default=None, repr=False)
@@ -68,24 +77,22 @@ class DenseSite:
         """The support of the whole weight. A collective when the parameter is sharded."""
         return Support.from_mask(distributed.gather(self.mask, self.parameter))
 
-    def entries(self, needs: frozenset[str], grad_scale: float, generator: torch.Generator | None) -> Entries:
+    def entries(self, needs: frozenset[str], generator: torch.Generator | None) -> Entries:
         """Aligned tensors over the whole weight that scores look at; gradients are unscaled."""
         whole = self._whole
         fields: dict[str, Any] = {}
         if "grad" in needs:
-            fields["grad"] = self._gradient(grad_scale)
+            fields["grad"] = self._gradient()
         if "momentum" in needs:
             held = optimizer_state.first_moment(self.optimizer, self.parameter)
             fields["momentum"] = self._zeros() if held is None else whole(distributed.local(held))
         source = self.weight if self.trainable is None or self.handed_over else self.trainable
         return Entries(weight=whole(source), active=whole(self.mask), generator=generator, **fields)
 
-    def _gradient(self, scale: float) -> Tensor:
-        grad = self.stashed_grad if self.stashed_grad is not None else self.parameter.grad
-        if grad is None:  # the weight took no part in this backward pass
+    def _gradient(self) -> Tensor:
+        if self.stashed_grad is None:  # the weight took no part in this backward pass
             return self._zeros()
-        grad = self._whole(distributed.local(grad.detach()))
-        return grad if scale == 1.0 else grad / scale
+        return self._whole(distributed.local(self.stashed_grad))
 
     def _zeros(self) -> Tensor:
         return torch.zeros(self.shape, dtype=self.parameter.dtype, device=self.parameter.device)
@@ -165,20 +172,31 @@ class DenseSite:
     @torch.no_grad()
     def _gate_accumulated(self, parameter: Tensor) -> None:
         """Zeroing is idempotent and linear: done in place on the accumulated gradient, before DDP reduces it."""
-        if self.off_scale == 0.0:
-            self.gate_gradient()
+        self._arrived = True
+        if self.optimizer is None:
+            warnings.warn(_NOT_ATTACHED, stacklevel=2)
+        self.gate_gradient()
+
+    def take_arrival(self) -> bool:
+        """Whether a gradient arrived since this was last asked."""
+        arrived, self._arrived = self._arrived, False
+        return arrived
 
     def gate_gradient(self) -> None:
-        """Zero the gradient off the support, in place."""
-        if self.parameter.grad is not None:
-            grad = distributed.local(self.parameter.grad)
-            keep_on(self.mask, grad, out=grad)
+        """Zero the gradient off the support, in place, unless it is as it was left the last time."""
+        grad = self.parameter.grad
+        if grad is None or self.off_scale != 0.0 or self._gated == (id(grad), grad._version):
+            return
+        part = distributed.local(grad)
+        keep_on(self.mask, part, out=part)
+        self._gated = (id(grad), grad._version)
 
-    def stash_gradient(self) -> None:
-        """Keep the dense gradient for growth after the step, and gate what the optimizer consumes."""
-        if self.parameter.grad is not None:
-            self.stashed_grad = self.parameter.grad.detach().clone()
-            self.gate_gradient()
+    def stash_gradient(self, scale: float) -> None:
+        """Keep the dense, unscaled gradient for growth; what the optimizer consumes is to be gated."""
+        grad = self.parameter.grad
+        if grad is not None:
+            self.stashed_grad = grad.detach() / scale if scale != 1.0 else grad.detach().clone()
+        self.arm(growing=False)
 
     # -- the optimizer step of live methods --
 
@@ -222,6 +240,7 @@ class DenseSite:
     def act_on_inactive(self, step: int) -> None:
         """After the update of `step`: what its forward pass left out is scaled by s and decayed, or cleared."""
         if not isinstance(self.inactive, Live):
+            self._rest_new_slots()
             return self.clear_inactive()
         trained = self.weight
         if self._before is not None:
@@ -246,7 +265,7 @@ class DenseSite:
 
     def start(self, mask: Tensor) -> None:
         """Take the first support (of the whole weight) and make the parameter sparse."""
-        self.mask = distributed.shard(mask, self.parameter)
+        self._set_mask(distributed.shard(mask, self.parameter))
         if self.live:
             self.trainable = self.weight.clone()
             self.show_sparse()
@@ -260,17 +279,18 @@ class DenseSite:
     def assign(self, mask: Tensor) -> None:
         """Change to another support of the whole weight; dropped and newborn entries are treated as stated."""
         new, old = distributed.shard(mask, self.parameter), self.mask
-        self.mask = new
+        self._set_mask(new)
         self.stashed_grad = None
         if isinstance(self.inactive, Zero):
             self._move_slots(old, new)
             self.clear_inactive()
 
-    def rest_slots(self) -> None:
-        """Put the slots that the optimizer already holds to rest off the support."""
-        if isinstance(self.inactive, Zero):
-            everything = torch.ones_like(self.mask)
-            self._move_slots(everything, self.mask)
+    def _rest_new_slots(self) -> None:
+        """Slots that were made, loaded or inherited from dense training come to rest off the support."""
+        ids = tuple(map(id, self._slots().values()))
+        if ids != self._slot_ids:
+            self._slot_ids = ids
+            self._move_slots(torch.ones_like(self.mask), self.mask)
 
     def _move_slots(self, old: Tensor, new: Tensor) -> None:
         if not isinstance(self.inactive, Zero) or self.inactive.slots == "keep" or self.optimizer is None:
@@ -290,30 +310,37 @@ class DenseSite:
         """Take rank 0's support and trainable weights. A collective; sharded weights agree by construction."""
         if distributed.is_sharded(self.parameter):
             return
-        self.mask = distributed.broadcast(self.mask.clone())
+        self._set_mask(distributed.broadcast(self.mask.clone()))
         if self.trainable is None:
             self.clear_inactive()
         else:
             distributed.broadcast(self.trainable)
             self.show_sparse()
 
-    def load(self, support: Support, trainable: Tensor | None) -> None:
-        """Take over a saved support and saved trainable weights (both whole)."""
+    def check_state(self, support: Support, trainable: Tensor | None) -> None:
+        """Raise if a saved support or saved trainable weights (both whole) do not fit this weight."""
         if tuple(support.shape) != tuple(self.shape):
             raise CheckpointError(
                 f"the saved support of {self.name} has shape {tuple(support.shape)}, the weight has "
                 f"{tuple(self.shape)}: this state belongs to another model"
             )
-        self.mask = distributed.shard(support.mask.to(self.parameter.device), self.parameter)
+        if self.live and (trainable is None or trainable.shape != self.shape):
+            raise CheckpointError(f"the state holds no trainable weights of {self.name} that fit its shape")
+
+    def load(self, support: Support, trainable: Tensor | None) -> None:
+        """Take over what `check_state` found to fit."""
+        self._set_mask(distributed.shard(support.mask.to(self.parameter.device), self.parameter))
         self.stashed_grad = None
-        if self.trainable is None:
+        if self.trainable is None or trainable is None:
             self.clear_inactive()
         else:
-            if trainable is None or trainable.shape != self.shape:
-                raise CheckpointError(f"the state holds no trainable weights of {self.name} that fit its shape")
             whole = trainable.to(self.parameter.device, self.parameter.dtype)
             self.trainable.copy_(distributed.shard(whole, self.parameter))
             self.show_sparse()
+
+    def _set_mask(self, mask: Tensor) -> None:
+        self.mask = mask
+        self._gated = None  # a gradient that is still there was gated by another mask
 
     def whole_trainable(self) -> Tensor | None:
         """The dense trainable weights of the whole parameter, or None."""

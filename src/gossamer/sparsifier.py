@@ -16,10 +16,11 @@ from . import distributed, optimizer_state, rewiring
 from .coverage import Coverage, coverage
 from .errors import AttachError, CheckpointError, ConfigError
 from .hooks import StepHooks
-from .method import Live, Method
+from .method import Given, Live, Method
 from .sites import DenseSite
-from .targets import Candidate, canonical, choose
-from .topology import Select, Support
+from .state import VERSION, read_state
+from .targets import Candidate, choose
+from .topology import Constant, Select, Support
 
 _SYNC_EVERY = 100  # selections between two comparisons of supports across ranks
 _attached: WeakIdKeyDictionary = WeakIdKeyDictionary()  # Parameter -> name, while a Sparsifier owns it
@@ -76,17 +77,23 @@ class Sparsifier:
         if not isinstance(method, Method):
             raise ConfigError(f"method is {method!r}; expected a Method such as gossamer.methods.rigl(density=0.1)")
         distributed.refuse(model)
-        self.method, self.seed, self.step = method.resolve(total_steps), int(seed), 0
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ConfigError(f"seed={seed!r}: expected an int, the same on every rank")
+        self.method, self.seed, self.step = method.resolve(total_steps), seed, 0
         self.total_steps = total_steps
         self._candidates = choose(model, targets)
         self.sites = {c.name: self._site(c) for c in self._candidates if c.sparse}
         self._hooks: StepHooks | None = None
         self._gates: list[RemovableHandle] = []
-        self._replaced = self._synced = False
+        self._synced = False
         self._selections = 0
         owners = None if optimizer is None else self._owners(optimizer)
-        with torch.no_grad():
-            self._start()
+        try:
+            with torch.no_grad():
+                self._start()
+        except BaseException:
+            self._let_go()
+            raise
         if owners is not None:
             self._attach(owners)
 
@@ -163,12 +170,17 @@ class Sparsifier:
 
     def _attach(self, plan: tuple[list[Optimizer], dict[str, Optimizer]]) -> None:
         optimizers, owners = plan
-        with torch.no_grad():
-            for name, site in self.sites.items():
-                site.optimizer = owners[name]
-                site.rest_slots()
+        for name, site in self.sites.items():
+            site.optimizer = owners[name]
         live = isinstance(self.method.inactive, Live)
-        self._hooks = StepHooks(optimizers, self._before_update, self._after_update, one_evaluation=live)
+        self._hooks = StepHooks(
+            optimizers,
+            self._before_update,
+            self._after_update,
+            new_backward=self._new_backward,
+            abandon=self._forget_gradients,
+            one_evaluation=live,
+        )
         self._arm_gates()
 
     def detach(self) -> None:
@@ -177,11 +189,31 @@ class Sparsifier:
         if self._hooks is not None:
             self._hooks.remove()
             self._hooks = None
+        self._let_go()
+
+    def _let_go(self) -> None:
         for handle in self._gates:
             handle.remove()
         self._gates = []
         for site in self.sites.values():
             _attached.pop(site.parameter, None)
+
+    def _new_backward(self) -> bool:
+        arrived = [site.take_arrival() for site in self.sites.values()]
+        return any(arrived)
+
+    def _forget_gradients(self) -> None:
+        for site in self.sites.values():
+            site.stashed_grad = None
+
+    def __deepcopy__(self, memo: object) -> Sparsifier:
+        raise AttachError(
+            "a Sparsifier holds hooks of its model and optimizer and cannot be copied; copy the model, call sparsify() "
+            "on the copy and load_state_dict(this.state_dict())"
+        )
+
+    def __reduce__(self) -> str:
+        raise AttachError("a Sparsifier holds hooks and cannot be pickled; save its state_dict()")
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -190,7 +222,6 @@ class Sparsifier:
             site.abandon_step()
         if self._hooks is not None:
             self._hooks.reset()
-        self._replaced = False
 
     # -- one optimizer step --
 
@@ -204,21 +235,13 @@ class Sparsifier:
                 raise AttachError(
                     "the last optimizer.step() did not finish (it raised); call sparsifier.restore() before going on"
                 )
-        if self._growing():
-            if self.method.at == "replace":
-                self._consume_step()
-            else:
-                for site in own:
-                    site.stash_gradient()
+        growing, consume = self._growing(), self.method.at == "replace"
         for site in own:
+            if growing:
+                site.stash_gradient(optimizer_state.gradient_scale(optimizer))
+            site.gate_gradient()
             site.hand_over()
-
-    def _consume_step(self) -> None:
-        """Rewire by this gradient instead of updating: no parameter of any attached optimizer moves."""
-        if not self._replaced:
-            self._rewire(self.step)
-            self._replaced = True
-        for optimizer in self._hooks.optimizers if self._hooks else ():
+        if growing and consume:  # no parameter of this optimizer moves
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None
@@ -228,13 +251,18 @@ class Sparsifier:
         for site in own:
             site.act_on_inactive(self.step)
         if complete:
-            self.step += 1
-            if self.method.at == "after" and self._due(self.step):
-                self._rewire(self.step)
-            self._replaced = False
-            self._arm_gates()
+            self._complete_step()
         for site in self.sites.values() if complete else own:
             site.show_sparse()
+
+    def _complete_step(self) -> None:
+        replace = self.method.at == "replace"
+        if replace and self._due(self.step):
+            self._rewire(self.step)
+        self.step += 1
+        if not replace and self._due(self.step):
+            self._rewire(self.step)
+        self._arm_gates()
 
     def _own(self, optimizer: Optimizer) -> list[DenseSite]:
         return [site for site in self.sites.values() if site.optimizer is optimizer]
@@ -286,7 +314,7 @@ class Sparsifier:
             raise AttachError("the last optimizer.step() did not finish; call sparsifier.restore() before saving")
         trainables = {name: site.whole_trainable() for name, site in self.sites.items()}
         return {
-            "version": 1,
+            "version": VERSION,
             "method": self.method.name,
             "seed": self.seed,
             "step": self.step,
@@ -300,20 +328,41 @@ class Sparsifier:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` saved, of the same model and method; weights become sparse accordingly.
 
+        Everything is checked before anything changes. Arguments that change no count (`every`, `scale`...) may differ.
+
         Raises:
-            CheckpointError: the state is of another model, method or length of training.
+            CheckpointError: the state is damaged, or of another model, method, density or length of training.
         """
-        for key in ("method", "total_steps"):
-            mine = self.method.name if key == "method" else self.total_steps
-            if state.get(key) != mine:
-                raise CheckpointError(f"the saved {key} is {state.get(key)!r}, this sparsifier's is {mine!r}")
-        saved = {canonical(name): value for name, value in state["supports"].items()}
-        if saved.keys() != self.sites.keys():
-            odd = sorted(saved.keys() ^ self.sites.keys())
+        saved = read_state(state)
+        for key, mine in (("method", self.method.name), ("total_steps", self.total_steps)):
+            if saved[key] != mine:
+                raise CheckpointError(f"the saved {key} is {saved[key]!r}, this sparsifier's is {mine!r}")
+        if saved["supports"].keys() != self.sites.keys():
+            odd = sorted(saved["supports"].keys() ^ self.sites.keys())
             raise CheckpointError(f"the state belongs to another model or other targets: {', '.join(odd[:5])} differ")
-        supports = {name: Support.from_state(value) for name, value in saved.items()}
+        trainables = saved["trainables"]
         for name, site in self.sites.items():
-            site.load(supports[name], state["trainables"].get(name))
-        self.seed, self.step = int(state["seed"]), int(state["step"])
-        self._selections = int(state["selections"])
+            site.check_state(saved["supports"][name], trainables.get(name))
+        self._check_counts({name: support.count for name, support in saved["supports"].items()}, saved["step"])
+        for name, site in self.sites.items():
+            site.load(saved["supports"][name], trainables.get(name))
+        self.seed, self.step, self._selections = saved["seed"], saved["step"], saved["selections"]
         self._arm_gates()
+
+    def _check_counts(self, held: Mapping[str, int], step: int) -> None:
+        """Raise if supports of these counts are none of this method; a scheduled density is not checked."""
+        if not isinstance(self.method.density, Constant):
+            return
+        counts = self.method.counts(rewiring.shapes(self.sites), step)
+        if sum(held.values()) != sum(counts.values()):
+            raise CheckpointError(
+                f"the saved supports hold {sum(held.values())} entries, this method keeps {sum(counts.values())}: the "
+                "state was saved with another density"
+            )
+        moving = self.method.scope == "global" or getattr(self.method.rule, "quota", None) is not None
+        odd = [name for name in held if held[name] != counts[name]]
+        if odd and not moving and not isinstance(self.method.init, Given):
+            raise CheckpointError(
+                f"the saved support of {odd[0]} holds {held[odd[0]]} entries, this method keeps {counts[odd[0]]}: the "
+                "state was saved with another allocation"
+            )

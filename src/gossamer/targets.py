@@ -81,7 +81,9 @@ def _parse(model: nn.Module, targets: object) -> tuple[str, list[str | type[nn.M
         return "default", []
     if isinstance(targets, str) and targets in PRESETS:
         return targets, []
-    items = [targets] if isinstance(targets, str | type) else list(targets)  # type: ignore[call-overload]
+    if not isinstance(targets, str | type | Sequence):
+        raise TargetError(f"targets={targets!r}: expected None, a preset, name globs or nn.Module types")
+    items = [targets] if isinstance(targets, str | type) else list(targets)
     if not items:
         raise TargetError("targets is empty; leave it out for the default, or give globs or module types")
     for item in items:
@@ -122,7 +124,7 @@ def _parameters(model: nn.Module) -> Iterator[_Parameter]:
 def _classify(model: nn.Module, p: _Parameter, preset: str, patterns: Sequence[str | type[nn.Module]]) -> Candidate:
     removed = [i for i in patterns if isinstance(i, str) and i.startswith("!")]
     named = any(
-        isinstance(p.module, i) if isinstance(i, type) else fnmatch.fnmatchcase(p.name, i)
+        _inside(model, p, i) if isinstance(i, type) else fnmatch.fnmatchcase(p.name, i)
         for i in patterns
         if i not in removed
     )
@@ -141,6 +143,11 @@ def _classify(model: nn.Module, p: _Parameter, preset: str, patterns: Sequence[s
     return Candidate(p.name, p.module, p.attribute, p.value, sparse, reason)
 
 
+def _inside(model: nn.Module, p: _Parameter, kind: type[nn.Module]) -> bool:
+    """Whether a module of that type holds the parameter, itself or in a part."""
+    return any(isinstance(m, kind) and any(q is p.value for q in m.parameters()) for m in model.modules())
+
+
 def _impossible(p: _Parameter) -> str:
     if "parametrizations" in p.name:
         return "is computed by a parametrization (remove it first)"
@@ -152,6 +159,12 @@ def _impossible(p: _Parameter) -> str:
         return "empty"
     if not p.value.requires_grad:
         return "frozen (requires_grad is False)"
+    if p.value.is_meta:
+        return "on the meta device (materialise the model first)"
+    if p.value.is_inference():
+        return "made in inference mode"
+    if 0 in p.value.stride() and p.value.numel() > 1:
+        return "expanded: its entries share memory (clone it first)"
     return ""
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import gossamer
-from gossamer import methods
+from gossamer import methods, optimizer_state
 
 from .settings import (
     LIVE_OK,
@@ -208,6 +209,40 @@ def test_state_of_another_model_or_method_is_refused() -> None:
         gossamer.sparsify(mlp(), methods.set_(0.3), total_steps=11).load_state_dict(state)
     with pytest.raises(gossamer.errors.CheckpointError, match="other targets"):
         gossamer.sparsify(mlp(), methods.set_(0.3), total_steps=10, targets="0.*").load_state_dict(state)
+
+
+def test_state_of_another_density_or_allocation_is_refused() -> None:
+    for name in ("static", "set_", "rigl", "rewire"):
+        build = getattr(methods, name)
+        state = gossamer.sparsify(mlp(), build(0.3), total_steps=10).state_dict()
+        with pytest.raises(gossamer.errors.CheckpointError, match="saved with another density"):
+            gossamer.sparsify(mlp(), build(0.5), total_steps=10).load_state_dict(state)
+        with pytest.raises(gossamer.errors.CheckpointError, match="saved with another allocation"):
+            gossamer.sparsify(mlp(), build(0.3, allocation="uniform"), total_steps=10).load_state_dict(state)
+
+
+@pytest.mark.parametrize("method", ["set", "rewire"])
+def test_a_damaged_state_changes_nothing(method: str) -> None:
+    sound = gossamer.sparsify(mlp(), small_methods()[method], total_steps=10).state_dict()
+    model = mlp(seed=3)
+    sparsifier = gossamer.sparsify(model, small_methods()[method], total_steps=10, seed=8)
+    before = weights(model), sparsifier.supports["0.weight"], sparsifier.seed
+    damages = [{key: None} for key in sound if key != "total_steps"]
+    damages += [{"step": -5}, {"step": 1.5}, {"version": 99}, {"supports": {}}, {"supports": {"0.weight": 3}}]
+    damages += [{"supports": {**sound["supports"], "3.weight": {"shape": [12, 16], "count": 4}}}]
+    damages += [{"trainables": {**sound["trainables"], "5.weight": "x"}}]
+    if method == "rewire":
+        damages += [{"trainables": {k: v for k, v in sound["trainables"].items() if k != "5.weight"}}]
+    for damage in damages:
+        with pytest.raises(gossamer.errors.CheckpointError) as error:
+            sparsifier.load_state_dict({**sound, **damage})
+        assert "\n" not in str(error.value)
+        assert_same(before[0], weights(model))
+        assert sparsifier.supports["0.weight"] == before[1]
+        assert sparsifier.seed == before[2]
+    with pytest.raises(gossamer.errors.CheckpointError, match="no state of a Sparsifier"):
+        sparsifier.load_state_dict({})
+    sparsifier.load_state_dict(sound)
 
 
 class Boom(torch.optim.SGD):
@@ -421,19 +456,114 @@ def test_a_copied_optimizer_is_attached_anew(method: str) -> None:
     assert_same(weights(straight), weights(model))
 
 
-@pytest.mark.parametrize("method", ["static", "set", "rigl", "rewire"])
-def test_slots_from_dense_training_come_to_rest(method: str) -> None:
-    """An optimizer that has momentum from dense training must not revive what becomes inactive."""
-    model = mlp()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+def slots_at_rest(sparsifier: gossamer.Sparsifier) -> bool:
+    return all(
+        bool((slot[~site.mask] == optimizer_state.resting_value(name, site.optimizer, site.parameter)).all())
+        for site in sparsifier.sites.values()
+        for name, slot in optimizer_state.slots(site.optimizer, site.parameter).items()
+    )
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("method", ["static", "set", "rigl"])
+def test_slots_from_dense_training_come_to_rest(method: str, loaded: bool) -> None:
+    """Momentum from dense training, inherited or loaded, must not revive what is inactive."""
+    dense, model = mlp(), mlp()
+    trained = torch.optim.Adam(dense.parameters(), lr=0.01)
     for batch in batches(n=3):
-        train_step(model, [optimizer], batch)
+        train_step(dense, [trained], batch)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    if not loaded:
+        optimizer.load_state_dict(trained.state_dict())
     sparsifier = gossamer.sparsify(model, small_methods()[method], optimizer, total_steps=12)
-    for site in sparsifier.sites.values():
-        off = optimizer.state[site.parameter]["exp_avg"][~site.mask]
-        assert bool((off != 0).any()) == is_live(sparsifier.method)
-    train_step(model, [optimizer], batches()[3])
-    assert zero_off(sparsifier)
+    if loaded:
+        optimizer.load_state_dict(trained.state_dict())
+    for batch in batches()[3:]:
+        train_step(model, [optimizer], batch)
+        assert zero_off(sparsifier)
+        assert slots_at_rest(sparsifier)
+
+
+@pytest.mark.parametrize("method", ["static", "set", "rigl", "grow-after"])
+def test_gradients_set_or_changed_by_hand_are_gated(method: str) -> None:
+    model = mlp()
+    with sparse_run(model, small_methods()[method], "adam") as (sparsifier, (optimizer,)):
+        for batch in batches():
+            gradients = torch.autograd.grad(loss_of(model, batch), list(model.parameters()))
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter.grad = gradient + 0.01 * torch.randn_like(gradient)
+            optimizer.step()
+            assert zero_off(sparsifier)
+            assert slots_at_rest(sparsifier)
+            optimizer.step()  # a second time on what is left, by another support perhaps
+            assert zero_off(sparsifier)
+            assert slots_at_rest(sparsifier)
+
+
+def two_optimizers(model: torch.nn.Module, kind: str, fused: bool) -> list[torch.optim.Optimizer]:
+    first, last = list(model.parameters())[:4], list(model.parameters())[4:]
+    build = getattr(torch.optim, kind)
+    return [build(first, lr=0.01, fused=fused), build(last, lr=0.01, fused=fused)]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("bad", [None, 0, 1])
+@pytest.mark.parametrize("method", ["set", "rigl", "rigl-global", "grow-after", "rewire-reset"])
+def test_grad_scaler_with_two_optimizers(method: str, bad: int | None, fused: bool) -> None:
+    """A step that is skipped for one of two optimizers is no complete step, and the rounds stay in phase."""
+    model = mlp()
+    optimizers = two_optimizers(model, "Adam", fused)
+    sparsifier = gossamer.sparsify(model, small_methods()[method], optimizers, total_steps=40)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=10**6)
+    expected = 0
+    for step, batch in enumerate(batches(n=14)):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        scaler.scale(loss_of(model, batch)).backward()
+        poisoned = bad is not None and step in (0, 5, 8)
+        if poisoned:
+            optimizers[bad].param_groups[0]["params"][1].grad.fill_(torch.inf)
+        expected += not poisoned
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+            assert zero_off(sparsifier)
+        scaler.update(new_scale=64.0)
+        assert sparsifier.step == expected
+        assert is_live(sparsifier.method) or slots_at_rest(sparsifier)
+    assert expected >= 11
+
+
+@pytest.mark.parametrize("method", ["set", "rigl", "rewire-reset"])
+def test_optimizers_may_step_in_another_order_or_on_losses_of_their_own(method: str) -> None:
+    for order in ((0, 1), (1, 0)):
+        model = mlp()
+        optimizers = two_optimizers(model, "Adam", False)
+        sparsifier = gossamer.sparsify(model, small_methods()[method], optimizers, total_steps=40)
+        for step, batch in enumerate(batches()):
+            loss_of(model, batch).backward()
+            for index in order:
+                if order == (0, 1):  # as GANs do: a backward pass before each optimizer
+                    loss_of(model, batch).backward()
+                optimizers[index].step()
+                assert zero_off(sparsifier)
+            assert sparsifier.step == step + 1
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+
+
+def test_training_without_an_attached_optimizer_warns() -> None:
+    model = mlp()
+    gossamer.sparsify(model, methods.rewire(0.3))
+    with pytest.warns(UserWarning, match="no optimizer is attached"):
+        loss_of(model, batches()[0]).backward()
+
+
+def test_a_sparsifier_is_not_copied_or_pickled() -> None:
+    sparsifier = gossamer.sparsify(mlp(), methods.static(0.3))
+    with pytest.raises(gossamer.GossamerError, match="cannot be copied"):
+        copy.deepcopy(sparsifier)
+    with pytest.raises(gossamer.GossamerError, match="cannot be pickled"):
+        pickle.dumps(sparsifier)
 
 
 @pytest.mark.parametrize("method", ["static", "rigl", "rewire"])

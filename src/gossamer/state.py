@@ -1,0 +1,62 @@
+"""Reading the saved state of a sparsifier: everything is checked for form before anything is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .errors import CheckpointError
+from .targets import canonical
+from .topology import Support
+
+VERSION = 1
+_KEYS = {
+    "version": int,
+    "method": str,
+    "seed": int,
+    "step": int,
+    "total_steps": int | None,
+    "selections": int,
+    "supports": Mapping,
+    "trainables": Mapping,
+}
+
+
+def read_state(state: Any) -> dict[str, Any]:
+    """Return the state with canonical names and real supports.
+
+    Raises:
+        CheckpointError: it is no sparsifier state, of another version, or damaged.
+    """
+    if not isinstance(state, Mapping) or "supports" not in state:
+        raise CheckpointError("this is no state of a Sparsifier; pass what Sparsifier.state_dict() returned")
+    for key, kind in _KEYS.items():
+        value = state.get(key)
+        if key not in state or not isinstance(value, kind) or isinstance(value, bool):
+            raise CheckpointError(f"the saved state is damaged: {key} is {type(value).__name__}")
+    if state["version"] != VERSION:
+        raise CheckpointError(f"the saved state has version {state['version']}; this library reads version {VERSION}")
+    if state["step"] < 0 or state["selections"] < 0:
+        raise CheckpointError(f"the saved state is damaged: step {state['step']}, selections {state['selections']}")
+    supports: dict[str, Support] = {}
+    for name, value in state["supports"].items():
+        if not isinstance(name, str) or not isinstance(value, Mapping):
+            raise CheckpointError(f"the saved state is damaged: the support of {name!r} is {type(value).__name__}")
+        supports[canonical(name)] = _support(name, value)
+    trainables: dict[str, Tensor] = {}
+    for name, value in state["trainables"].items():
+        if not isinstance(name, str) or not isinstance(value, Tensor) or not value.is_floating_point():
+            raise CheckpointError(f"the saved state is damaged: the trainable weights of {name!r} are no real tensor")
+        trainables[canonical(name)] = value
+    return {**state, "supports": supports, "trainables": trainables}
+
+
+def _support(name: str, value: Mapping[str, Any]) -> Support:
+    try:
+        return Support.from_state(value)
+    except CheckpointError as error:
+        raise CheckpointError(f"the saved support of {name}: {error}") from None
+    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"the saved support of {name} is damaged: {error}") from None

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from . import distributed, optimizer_state
 from .errors import AttachError, CheckpointError
+from .gate import GradientGate
 from .masking import keep_on
 from .method import Live, Zero
 from .topology import Entries, Support
-
-_NOT_ATTACHED = (
-    "gradients arrive at sparse weights, but no optimizer is attached to their Sparsifier: pass the optimizer to "
-    "sparsify(), or call Sparsifier.attach(optimizer)"
-)
 
 
 @dataclass
@@ -30,7 +24,7 @@ class DenseSite:
     name: canonical parameter name; parameter: of shape (out, in, *kernel) or as its layer has it.
     mask: bool, of the shape of the local part of the parameter; replaced, never changed in place.
     trainable: the dense weights of a live method, None for others.
-    off_scale: what the gradient off the support is multiplied by in the current backward pass.
+    gate: what passes of the gradient off the support.
     """
 
     name: str
@@ -41,12 +35,10 @@ class DenseSite:
     optimizer: Optimizer | None = None
     mask: Tensor = field(init=False)
     trainable: Tensor | None = field(init=False, default=None)
-    off_scale: float = field(init=False, default=1.0)
+    gate: GradientGate = field(init=False, repr=False)
     stashed_grad: Tensor | None = field(init=False, default=None)
     handed_over: bool = field(init=False, default=False)
     _kind: str = field(init=False, repr=False)
-    _gated: tuple[int, int] | None = field(init=False, default=None, repr=False)  # gradient and its version, as left
-    _arrived: bool = field(init=False, default=False, repr=False)
     _slot_ids: tuple[int, ...] = field(init=False, default=(), repr=False)
     _version: int = field(init=False, default=-1, repr=False)  # of the parameter when the sparse view was shown
     _view: Tensor | None = field(init=False, default=None, repr=False)
@@ -54,6 +46,7 @@ class DenseSite:
 
     def __post_init__(self) -> None:
         self.mask = torch.ones_like(self.weight, dtype=torch.bool)
+        self.gate = GradientGate(self.parameter, lambda: self.mask)
         self._kind = f"{self.weight.dtype} on {self.weight.device}"
 
     # -- reading --
@@ -144,6 +137,10 @@ class DenseSite:
                 'micro-batch there; use scale_on="update"'
             )
 
+    def take_optimizer(self, optimizer: Optimizer) -> None:
+        """Remember who steps this weight."""
+        self.optimizer, self.gate.attached = optimizer, True
+
     def _scale(self, optimizer: Optimizer | None) -> tuple[float, str]:
         """s, and whether it acts on the gradient or on the update of inactive weights."""
         if not isinstance(self.inactive, Live):
@@ -154,42 +151,7 @@ class DenseSite:
     def arm(self, *, growing: bool) -> None:
         """Set what the next backward pass lets through off the support."""
         scale, on = self._scale(self.optimizer)
-        self.off_scale = 1.0 if growing or on == "update" else scale
-
-    def install_gate(self) -> list[RemovableHandle]:
-        """Register the hooks that multiply the gradient off the support by `off_scale`."""
-        disable = torch.compiler.disable  # not as a decorator, which would load the whole compiler on import
-        handles = [self.parameter.register_post_accumulate_grad_hook(disable(self._gate_accumulated))]
-        if not distributed.is_sharded(self.parameter):
-            handles.append(self.parameter.register_hook(disable(self._gate_incoming)))
-        return handles
-
-    def _gate_incoming(self, grad: Tensor) -> Tensor | None:
-        if self.off_scale in (0.0, 1.0):
-            return None
-        return torch.where(self.mask, grad, grad * self.off_scale)
-
-    @torch.no_grad()
-    def _gate_accumulated(self, parameter: Tensor) -> None:
-        """Zeroing is idempotent and linear: done in place on the accumulated gradient, before DDP reduces it."""
-        self._arrived = True
-        if self.optimizer is None:
-            warnings.warn(_NOT_ATTACHED, stacklevel=2)
-        self.gate_gradient()
-
-    def take_arrival(self) -> bool:
-        """Whether a gradient arrived since this was last asked."""
-        arrived, self._arrived = self._arrived, False
-        return arrived
-
-    def gate_gradient(self) -> None:
-        """Zero the gradient off the support, in place, unless it is as it was left the last time."""
-        grad = self.parameter.grad
-        if grad is None or self.off_scale != 0.0 or self._gated == (id(grad), grad._version):
-            return
-        part = distributed.local(grad)
-        keep_on(self.mask, part, out=part)
-        self._gated = (id(grad), grad._version)
+        self.gate.off_scale = 1.0 if growing or on == "update" else scale
 
     def stash_gradient(self, scale: float) -> None:
         """Keep the dense, unscaled gradient for growth; what the optimizer consumes is to be gated."""
@@ -340,7 +302,7 @@ class DenseSite:
 
     def _set_mask(self, mask: Tensor) -> None:
         self.mask = mask
-        self._gated = None  # a gradient that is still there was gated by another mask
+        self.gate.reopen()  # a gradient that is still there was gated by another mask
 
     def whole_trainable(self) -> Tensor | None:
         """The dense trainable weights of the whole parameter, or None."""

@@ -14,13 +14,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import distributed, optimizer_state, rewiring
 from .coverage import Coverage, coverage
-from .errors import AttachError, CheckpointError, ConfigError
+from .errors import AttachError, ConfigError
 from .hooks import StepHooks
-from .method import Given, Live, Method
+from .method import Live, Method
 from .sites import DenseSite
-from .state import VERSION, read_state
+from .state import VERSION, check_fits, read_state
 from .targets import Candidate, choose
-from .topology import Constant, Select, Support
+from .topology import Select, Support
 
 _SYNC_EVERY = 100  # selections between two comparisons of supports across ranks
 _attached: WeakIdKeyDictionary = WeakIdKeyDictionary()  # Parameter -> name, while a Sparsifier owns it
@@ -102,7 +102,7 @@ class Sparsifier:
         for name, site in self.sites.items():
             _attached[site.parameter] = name
             site.start(first[name])
-            self._gates += site.install_gate()
+            self._gates += site.gate.install()
         self._synchronise()
         self._arm_gates()
 
@@ -171,7 +171,7 @@ class Sparsifier:
     def _attach(self, plan: tuple[list[Optimizer], dict[str, Optimizer]]) -> None:
         optimizers, owners = plan
         for name, site in self.sites.items():
-            site.optimizer = owners[name]
+            site.take_optimizer(owners[name])
         live = isinstance(self.method.inactive, Live)
         self._hooks = StepHooks(
             optimizers,
@@ -199,7 +199,7 @@ class Sparsifier:
             _attached.pop(site.parameter, None)
 
     def _new_backward(self) -> bool:
-        arrived = [site.take_arrival() for site in self.sites.values()]
+        arrived = [site.gate.take_arrival() for site in self.sites.values()]
         return any(arrived)
 
     def _forget_gradients(self) -> None:
@@ -239,7 +239,7 @@ class Sparsifier:
         for site in own:
             if growing:
                 site.stash_gradient(optimizer_state.gradient_scale(optimizer))
-            site.gate_gradient()
+            site.gate.close()
             site.hand_over()
         if growing and consume:  # no parameter of this optimizer moves
             for group in optimizer.param_groups:
@@ -334,35 +334,8 @@ class Sparsifier:
             CheckpointError: the state is damaged, or of another model, method, density or length of training.
         """
         saved = read_state(state)
-        for key, mine in (("method", self.method.name), ("total_steps", self.total_steps)):
-            if saved[key] != mine:
-                raise CheckpointError(f"the saved {key} is {saved[key]!r}, this sparsifier's is {mine!r}")
-        if saved["supports"].keys() != self.sites.keys():
-            odd = sorted(saved["supports"].keys() ^ self.sites.keys())
-            raise CheckpointError(f"the state belongs to another model or other targets: {', '.join(odd[:5])} differ")
-        trainables = saved["trainables"]
+        check_fits(saved, self.method, self.total_steps, self.sites)
         for name, site in self.sites.items():
-            site.check_state(saved["supports"][name], trainables.get(name))
-        self._check_counts({name: support.count for name, support in saved["supports"].items()}, saved["step"])
-        for name, site in self.sites.items():
-            site.load(saved["supports"][name], trainables.get(name))
+            site.load(saved["supports"][name], saved["trainables"].get(name))
         self.seed, self.step, self._selections = saved["seed"], saved["step"], saved["selections"]
         self._arm_gates()
-
-    def _check_counts(self, held: Mapping[str, int], step: int) -> None:
-        """Raise if supports of these counts are none of this method; a scheduled density is not checked."""
-        if not isinstance(self.method.density, Constant):
-            return
-        counts = self.method.counts(rewiring.shapes(self.sites), step)
-        if sum(held.values()) != sum(counts.values()):
-            raise CheckpointError(
-                f"the saved supports hold {sum(held.values())} entries, this method keeps {sum(counts.values())}: the "
-                "state was saved with another density"
-            )
-        moving = self.method.scope == "global" or getattr(self.method.rule, "quota", None) is not None
-        odd = [name for name in held if held[name] != counts[name]]
-        if odd and not moving and not isinstance(self.method.init, Given):
-            raise CheckpointError(
-                f"the saved support of {odd[0]} holds {held[odd[0]]} entries, this method keeps {counts[odd[0]]}: the "
-                "state was saved with another allocation"
-            )

@@ -1,4 +1,4 @@
-"""Reading the saved state of a sparsifier: everything is checked for form before anything is used."""
+"""The saved state of a sparsifier: its form, and whether it fits, are checked before anything is used."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from .errors import CheckpointError
+from .method import Method
+from .rewiring import shapes
+from .sites import DenseSite
 from .targets import canonical
-from .topology import Support
+from .topology import Constant, Support
 
 VERSION = 1
 _KEYS = {
@@ -60,3 +63,36 @@ def _support(name: str, value: Mapping[str, Any]) -> Support:
         raise CheckpointError(f"the saved support of {name}: {error}") from None
     except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"the saved support of {name} is damaged: {error}") from None
+
+
+def check_fits(
+    state: Mapping[str, Any], method: Method, total_steps: int | None, sites: Mapping[str, DenseSite]
+) -> None:
+    """Raise CheckpointError if what `read_state` returned is of another model, method, density or training length."""
+    for key, mine in (("method", method.name), ("total_steps", total_steps)):
+        if state[key] != mine:
+            raise CheckpointError(f"the saved {key} is {state[key]!r}, this sparsifier's is {mine!r}")
+    supports = state["supports"]
+    if supports.keys() != sites.keys():
+        odd = sorted(supports.keys() ^ sites.keys())
+        raise CheckpointError(f"the state belongs to another model or other targets: {', '.join(odd[:5])} differ")
+    for name, site in sites.items():
+        site.check_state(supports[name], state["trainables"].get(name))
+    if isinstance(method.density, Constant):  # counts of a scheduled density depend on when it was last applied
+        _check_counts({name: support.count for name, support in supports.items()}, method, sites, state["step"])
+
+
+def _check_counts(held: Mapping[str, int], method: Method, sites: Mapping[str, DenseSite], step: int) -> None:
+    counts = method.counts(shapes(sites), step)
+    if sum(held.values()) != sum(counts.values()):
+        raise CheckpointError(
+            f"the saved supports hold {sum(held.values())} entries, this method keeps {sum(counts.values())}: the "
+            "state was saved with another density"
+        )
+    moving = method.scope == "global" or getattr(method.rule, "quota", None) is not None
+    odd = [name for name in held if held[name] != counts[name]]
+    if odd and not moving:
+        raise CheckpointError(
+            f"the saved support of {odd[0]} holds {held[odd[0]]} entries, this method keeps {counts[odd[0]]}: the "
+            "state was saved with another allocation"
+        )

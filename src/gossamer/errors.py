@@ -58,5 +58,5 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
-    return f"; {hint}Known: {', '.join(known)}"
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}? Known" if near else "known"
+    return f"; {hint}: {', '.join(known)}"

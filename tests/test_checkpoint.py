@@ -7,14 +7,17 @@ import errno
 import json
 import math
 import os
+import random
 import re
 import resource
+import socket
 import struct
 import subprocess
 import sys
 import types
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -467,7 +470,10 @@ def test_training_files_that_do_not_fit(tmp_path: Path) -> None:
         load(tmp_path / "x", model=model, optimizers=[adam, sgd])
     with pytest.raises(CheckpointError, match="holds a sparsifier's state, but none is given"):
         load(tmp_path / "x", model=model, optimizers=adam)
-    with pytest.raises(CheckpointError, match="state of another optimizer than this SGD"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"another optimizer \(AdamW\) than this SGD: its groups have \[6\] parameters, here \[2\]",
+    ):
         load(tmp_path / "x", model=model, optimizers=sgd, sparsifier=run.sparsifier)
     with pytest.raises(CheckpointError, match="the saved method is 'set', this sparsifier's is 'rigl'"):
         Training("rigl", 0).load(tmp_path / "x")
@@ -481,6 +487,59 @@ def test_training_files_that_do_not_fit(tmp_path: Path) -> None:
     dense.save(tmp_path / "d")
     with pytest.raises(CheckpointError, match="holds no sparsifier's state, but one is given"):
         Training("set", 0).load(tmp_path / "d")
+
+
+def whole(run: Training) -> Any:
+    state = [run.model.state_dict(), run.optimizer.state_dict()]
+    return copy.deepcopy([*map(dict, state), run.sparsifier.state_dict() if run.sparsifier else None])
+
+
+@pytest.mark.parametrize("method", ["set", "rewire"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s["sparsifier"].update(method="other"), "the saved method is 'other'"),
+        (lambda s: s["sparsifier"]["supports"].popitem(), "belongs to another model or other targets"),
+        (lambda s: s["model"].popitem(), "does not fit this Sequential: it lacks"),
+        (lambda s: s["optimizers"][0]["param_groups"][0].pop("betas"), r"\(AdamW\) than this AdamW: it lacks betas"),
+        (lambda s: s["optimizers"][0]["param_groups"][0]["params"].pop(), "its groups have .5. parameters, here .6."),
+        (lambda s: s["optimizers"][0].update(state=[1]), "is damaged"),
+        (lambda s: s.pop("extra"), "is damaged"),
+        (lambda s: s.update(sparsifier=7), "."),
+    ],
+)
+def test_what_does_not_fit_changes_nothing(tmp_path: Path, method: str, change: Any, message: str) -> None:
+    run, other = Training(method, 0), Training(method, 9)
+    run.steps(0, 4)
+    other.steps(0, 2)
+    run.save(tmp_path / "x")
+    state = checkpoint.load(tmp_path / "x").state
+    change(state)
+    checkpoint.save(tmp_path / "x", state, kind="training")
+    before = whole(other)
+    with pytest.raises(CheckpointError, match=message):
+        other.load(tmp_path / "x")
+    assert identical(before, whole(other))
+    other.steps(2, 4)
+
+
+def test_the_state_of_another_kind_of_optimizer(tmp_path: Path) -> None:
+    run = Training(None, 0)
+    run.steps(0, 2)
+    run.save(tmp_path / "x")
+    model = net(3)
+    before = copy.deepcopy(dict(model.state_dict()))
+    kinds = {torch.optim.SGD: "lacks dampening, momentum, nesterov", torch.optim.Adamax: "has amsgrad, "}
+    for kind, message in kinds.items():
+        with pytest.raises(
+            CheckpointError, match=rf"another optimizer \(AdamW\) than this {kind.__name__}: it {message}"
+        ):
+            checkpoint.load_training(tmp_path / "x", model=model, optimizers=kind(model.parameters(), lr=0.1))
+    half = list(model.parameters())
+    groups = torch.optim.AdamW([{"params": half[:2]}, {"params": half[2:]}])
+    with pytest.raises(CheckpointError, match=r"its groups have \[6\] parameters, here \[2, 4\]"):
+        checkpoint.load_training(tmp_path / "x", model=model, optimizers=groups)
+    assert identical(before, dict(model.state_dict()))
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
@@ -544,6 +603,28 @@ def test_damaged_headers(good: Path, change: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         checkpoint.load(good)
     assert str(good) in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["set", "rewire"])
+def test_flipped_and_missing_bytes_are_one_kind_of_error(tmp_path: Path, method: str) -> None:
+    rng, path, run = random.Random(7), tmp_path / "x", Training(method, 0)
+    run.steps(0, 2)
+    run.save(path)
+    data, refused = path.read_bytes(), []
+    header = 8 + struct.unpack("<Q", data[:8])[0]
+    parts = {"model": run.model, "optimizers": run.optimizer, "sparsifier": run.sparsifier}
+    for case in range(150):
+        place = rng.randrange(header if case % 3 else len(data))  # two of three in the header
+        changed = bytearray(data)
+        changed[place] ^= rng.randrange(1, 256) if case % 2 else 1 << rng.randrange(7)
+        path.write_bytes(data[:place] if case % 10 == 0 else changed)
+        for read in (checkpoint.describe, checkpoint.load_model, lambda path: checkpoint.load_training(path, **parts)):
+            try:
+                read(path)
+            except CheckpointError as error:
+                refused.append(str(error))
+    assert 100 < len(refused) < 450
+    assert not any("\n" in message for message in refused)
 
 
 @pytest.mark.parametrize("index", [[-1, 5], [5, 5], [5, 100], [6, 5], [5]])
@@ -651,7 +732,64 @@ def test_a_kill_while_saving_leaves_the_old_file(good: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", script, str(good)], check=False)
     assert killed.returncode == -9
     assert good.read_bytes() == before
-    assert [p.name for p in sorted(good.parent.iterdir())] == [".x.tmp", "x"]
+    assert len(list(good.parent.glob(".x.*.tmp"))) == 1
+    assert len(list(good.parent.iterdir())) == 2
     checkpoint.save(good, {"a": 1})
     assert checkpoint.load(good).state == {"a": 1}
-    assert [p.name for p in good.parent.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_what_is_no_regular_file_is_neither_replaced_nor_read(tmp_path: Path, kind: str) -> None:
+    odd = tmp_path / "x"
+    with socket.socket(socket.AF_UNIX) as server:
+        if kind == "pipe":
+            os.mkfifo(odd)
+        else:
+            server.bind(str(odd))
+        (tmp_path / "link").symlink_to("x")
+        before = odd.stat().st_mode
+        for path in (odd, tmp_path / "link"):
+            with pytest.raises(CheckpointError, match=r"cannot write .*: it is not a regular file"):
+                checkpoint.save(path, {"a": 1})
+            with pytest.raises(CheckpointError, match=r"cannot read .*: it is not a regular file"):
+                checkpoint.load(path)
+        assert odd.stat().st_mode == before
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "x"]
+
+
+def test_paths_that_name_no_file(tmp_path: Path) -> None:
+    for folder in ("/", ".", str(tmp_path)):
+        with pytest.raises(CheckpointError, match=r"cannot write .*: Is a directory$"):
+            checkpoint.save(folder, {})
+        with pytest.raises(CheckpointError, match=r"cannot read .*: Is a directory$"):
+            checkpoint.load(folder)
+    with pytest.raises(CheckpointError, match=r"cannot write '.*a\\x00b': embedded null"):
+        checkpoint.save(tmp_path / "a\0b", {})
+    for read in (checkpoint.load, checkpoint.describe):
+        with pytest.raises(CheckpointError):
+            read(tmp_path / "a\0b")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        checkpoint.save(tmp_path / "loop", {})
+    checkpoint.save(tmp_path / ("n" * 255), {"a": 1})  # the longest name there is
+    assert checkpoint.load(tmp_path / ("n" * 255)).state == {"a": 1}
+
+
+def test_savers_at_one_time_never_show_a_damaged_file(tmp_path: Path) -> None:
+    """Whatever a reader meets under the final name is one saver's file, whole."""
+    path = tmp_path / "x"
+
+    def saver(number: int) -> None:
+        for _ in range(15):
+            checkpoint.save(path, {"w": torch.full((1000 * (number + 1),), float(number))})
+
+    with ThreadPoolExecutor(4) as pool:
+        checkpoint.save(path, {"w": torch.full((1000,), 0.0)})
+        running = [pool.submit(saver, number) for number in range(4)]
+        seen = 0
+        while not all(job.done() for job in running) or not seen:
+            w, seen = checkpoint.load(path).state["w"], seen + 1
+            assert torch.equal(w, torch.full((1000 * (int(w[0]) + 1),), float(w[0])))
+        for job in running:
+            job.result()
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]

@@ -66,14 +66,14 @@ def unpack(tensors: Mapping[str, Tensor], skeleton: Json) -> Any:
     raise CheckpointError(f"the file holds an unknown kind of value, {kind!r}: a newer gossamer wrote it")
 
 
-def leaves(skeleton: Json) -> Iterator[str]:
+def _leaves(skeleton: Json) -> Iterator[str]:
     """Names of the tensors in a skeleton, in order, repeated as they are."""
     if isinstance(skeleton, list):
         for item in skeleton:
-            yield from leaves(item)
+            yield from _leaves(item)
     elif isinstance(skeleton, dict):
         for key, value in skeleton.items():
-            yield from [value] if key == "$tensor" else leaves(value)
+            yield from [value] if key == "$tensor" else _leaves(value)
 
 
 class _Packer:
@@ -226,6 +226,27 @@ def expand(stored: Mapping[str, Tensor], sparse: Json, supports: Json) -> dict[s
         raw(dense)[index] = raw(values)
         out[name] = dense.view(shape)
     return out
+
+
+def listed(info: Mapping[str, Any], layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> list[dict[str, Any]]:
+    """One row for each tensor of the tree, as `describe` returns them; layout: shape and type of each entry."""
+    rows, names = [], dict.fromkeys(_leaves(info["tree"]))
+    counted = set(names)  # a support that is itself a tensor of the tree has its own row
+    for name in names:
+        entry = info["sparse"].get(name)
+        held, dtype = layout[entry["values"] if entry else name]
+        shape, count, stored = tuple(entry["shape"]) if entry else held, math.prod(held), "dense"
+        size = count * dtype.itemsize
+        if entry:
+            support = info["supports"][entry["support"]]
+            place, stored = support["tensor"], support["stored"]
+            if place not in counted:
+                counted.add(place)
+                size += math.prod(layout[place][0]) * layout[place][1].itemsize
+        row = {"name": name, "shape": shape, "dtype": str(dtype).removeprefix("torch."), "stored": stored}
+        density = count / math.prod(shape) if math.prod(shape) else 1.0
+        rows.append(row | {"count": count, "density": density, "bytes": size})
+    return rows
 
 
 def _positions(kind: str, place: Tensor, numel: int) -> Tensor | None:

@@ -126,7 +126,7 @@ def opened(path: str | Path) -> Iterator[Any]:
         kind = "Is a directory" if os.path.isdir(path) else "it is not a regular file"
         raise CheckpointError(f"cannot read {path}: {kind}")
     try:
-        with sensible(path), safe_open(str(path), framework="pt") as file:
+        with sensible(path), _open(path) as file:
             yield file
     except CheckpointError as error:
         named = str(path) in str(error)
@@ -139,6 +139,25 @@ def opened(path: str | Path) -> Iterator[Any]:
         raise CheckpointError(
             f"{path} is no whole safetensors file ({error}); it was cut short, damaged, or is of another kind"
         ) from error
+
+
+def _open(path: str | Path) -> Any:
+    """`safe_open` reads the header and maps the data by two openings: try again if a save came in between."""
+    while True:
+        before, file, failure = _identity(path), None, None
+        try:
+            file = safe_open(str(path), framework="pt")
+        except Exception as error:
+            failure = error
+        if _identity(path) == before:
+            if failure is not None:
+                raise failure
+            return file
+
+
+def _identity(path: str | Path) -> tuple[int, ...]:
+    about = os.stat(path)
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ._packing import compress, expand, leaves, nonzero_bits, pack, unpack
+from ._packing import compress, expand, listed, nonzero_bits, pack, unpack
 from ._safetensors import dtype_of, opened, replacing, sensible, write
 from .distributed import is_sharded
 from .errors import CheckpointError
@@ -122,7 +122,7 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> dict[str, An
     with sensible(path):
         state = contents.state if contents.kind == "model" else contents.state["model"]
         if not isinstance(state, dict):
-            raise TypeError("the model's state is no dict")
+            raise TypeError("the state is no dict")
         if model is not None:
             model.load_state_dict(_fitting(model, state, path, contents.metadata))
     return state
@@ -217,7 +217,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         info = _info(file, path)
         pieces = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         layout = {name: (tuple(p.get_shape()), dtype_of(p.get_dtype())) for name, p in pieces.items()}
-        rows = _rows(info, layout)
+        rows = listed(info, layout)
         about = unpack({}, info["metadata"])
         totals = {
             "entries": sum(math.prod(row["shape"]) for row in rows),
@@ -227,26 +227,6 @@ def describe(path: str | Path) -> dict[str, Any]:
             "file_bytes": Path(path).stat().st_size,
         }
     return {"kind": info["kind"], "version": info["version"], "metadata": about, "rows": rows, "totals": totals}
-
-
-def _rows(info: Mapping[str, Any], layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> list[dict[str, Any]]:
-    rows, names = [], dict.fromkeys(leaves(info["tree"]))
-    counted = set(names)  # a support that is itself a tensor of the tree has its own row
-    for name in names:
-        entry = info["sparse"].get(name)
-        held, dtype = layout[entry["values"] if entry else name]
-        shape, count, stored = tuple(entry["shape"]) if entry else held, math.prod(held), "dense"
-        size = count * dtype.itemsize
-        if entry:
-            support = info["supports"][entry["support"]]
-            place, stored = support["tensor"], support["stored"]
-            if place not in counted:
-                counted.add(place)
-                size += math.prod(layout[place][0]) * layout[place][1].itemsize
-        row = {"name": name, "shape": shape, "dtype": str(dtype).removeprefix("torch."), "stored": stored}
-        density = count / math.prod(shape) if math.prod(shape) else 1.0
-        rows.append(row | {"count": count, "density": density, "bytes": size})
-    return rows
 
 
 def _info(file: Any, path: str | Path) -> dict[str, Any]:

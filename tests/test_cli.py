@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import gossamer
 from gossamer import cli
-from gossamer.experiments.config import FIELDS, MAPPINGS
+from gossamer.experiments.config import CONTROLS, FIELDS, MAPPINGS
 from gossamer.experiments.data import DATASETS
 from gossamer.experiments.models import MODELS
 from gossamer.experiments.progress import figures, live_progress
@@ -101,7 +101,12 @@ def test_a_config_file_is_a_start_that_flags_change(tmp_path: Path) -> None:
         (["--optimizer", "sdg"], "optimizer = 'sdg': expected none or 'sgd', 'adam', 'adamw', 'muon'"),
         (["--set", "model.hiden=3"], "unknown option 'hiden' of model mlp; did you mean 'hidden'"),
         (["--targets", "fc*"], "target 'fc*' matches no parameter"),
-        (["--lr", "1e15", "--set", "model.batch_norm=false"], "the training loss became"),
+        (["--lr", "9e3", "--steps", "40", "--set", "model.batch_norm=false"], "; try a smaller --lr"),
+        (["--lr", "1e300"], "lr = 1e+300: expected above 0, and below 10000"),
+        (["--seed", "9" * 26], "expected 0 or more, and below 2**63"),
+        (["--threads", "9" * 26], "expected 1 to 1024"),
+        (["--device", "meta"], "device = 'meta' cannot compute here"),
+        (["--set", "model.hidden=99999999999"], "cannot build model mlp with hidden=[99999999999] on cpu"),
         (["--out", "/dev/null/run"], "cannot use /dev/null/run as run folder"),
     ],
 )
@@ -112,6 +117,23 @@ def test_our_errors_are_one_line_and_status_1(tmp_path: Path, args: list[str], m
     assert done.err.startswith("gossamer: error: ")
     assert done.err.count("\n") == 1
     assert message in done.err
+    assert (tmp_path / "run").exists() == ("try a smaller" in message)
+
+
+@pytest.mark.parametrize("place", [[], ["--out", "nowhere"]])
+def test_resume_needs_a_run(place: list[str]) -> None:
+    done = Outcome("train", "--resume", *place)
+    assert (done.status, done.err.count("\n")) == (1, 1)
+    assert f"there is no run to resume {'in nowhere' if place else 'without its folder'}" in done.err
+
+
+def test_ctrl_c_without_a_message_says_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupt(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gossamer.experiments.train.train", interrupt)
+    done = _train(tmp_path / "run")
+    assert (done.status, done.err) == (130, "gossamer: stopped\n")
 
 
 def test_a_used_folder_is_refused(tmp_path: Path) -> None:
@@ -172,6 +194,13 @@ def test_methods_lists_all_and_the_controls() -> None:
     assert (unknown.status, unknown.out) == (1, "")
 
 
+@pytest.mark.parametrize("name", ["dense", "small"])
+def test_controls_are_described(name: str) -> None:
+    done = Outcome("methods", name)
+    assert done.out.startswith(f"{name}: {CONTROLS[name]}\n")
+    assert json.loads(Outcome("methods", name, "--json").out)[0]["summary"] == CONTROLS[name]
+
+
 def test_data_and_models_are_listed_with_their_options() -> None:
     data, models = json.loads(Outcome("data", "--json").out), json.loads(Outcome("models", "--json").out)
     assert [row["name"] for row in data] == list(DATASETS)
@@ -220,16 +249,26 @@ def test_progress_shows_loss_metric_and_density(capsys: pytest.CaptureFixture[st
 
     row = {"train_metric": 50.0, "valid_metric": 48.0, "density": 0.1}
     assert figures(Update(1, 2, 0.5, "accuracy", {})) == "loss 0.500"
-    assert figures(Update(1, 2, 0.5, "accuracy", row)) == "loss 0.500  valid accuracy 48  density 0.1"
+    assert figures(Update(1, 2, 0.5, "accuracy", row)) == "loss 0.500  valid 48  density 0.1"
     console = Console(force_terminal=True, width=160)
     with live_progress(console, runs=2) as show:
         for label in ("a", "b"):
             for step in (1, 2):
                 show(label, Update(step, 2, 0.25, "accuracy", row | {"valid_metric": None}))
     text = ANSI.sub("", capsys.readouterr().out)
-    assert "loss 0.250  train accuracy 50  density 0.1" in text
+    assert "loss 0.250  train 50  density 0.1" in text
     assert "4/4" in text
     assert "ETA" in text
+
+
+def test_progress_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    row = {"train_metric": 50.0, "valid_metric": 48.25, "density": 0.2002}
+    with live_progress(Console(force_terminal=True, width=80), runs=18) as show:
+        show("rewire seed 2", Update(10000, 10000, 12.345, "accuracy", row))
+    text = ANSI.sub("", capsys.readouterr().out)
+    assert re.search(r"rewire seed 2 +10000/180000 loss 12\.345  valid 48\.25  density 0\.2002 ETA [-:\d]+", text)
 
 
 def _command(*args: str) -> list[str]:
@@ -268,6 +307,20 @@ def test_the_installed_command_reports_errors_without_a_traceback(tmp_path: Path
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("gossamer: error: density = 2.0")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("args", [("--version",), ("data",)])
+def test_a_full_disk_and_a_closed_pipe_are_status_1_without_a_traceback(args: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(_command(*args), stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") <= 1
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(_command(*args), stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_starting_the_command_loads_no_loop_data_or_figures() -> None:

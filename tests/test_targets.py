@@ -95,11 +95,13 @@ def test_a_module_type_covers_its_parts() -> None:
     assert sparse(Text(), [nn.TransformerEncoderLayer]) == [*names, "block.linear1.weight", "block.linear2.weight"]
 
 
-def test_expanded_meta_and_inference_weights_cannot_be_sparse() -> None:
+def test_expanded_and_inference_weights_cannot_be_sparse() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     model[0].weight = nn.Parameter(torch.randn(1, 4).expand(4, 4))
+    assert sparse(model) == ["1.weight", "2.weight"]
     model[1].weight = nn.Parameter(torch.empty(4, 4, device="meta"))
-    assert sparse(model) == ["2.weight"]
+    with pytest.raises(gossamer.GossamerError, match="materialise the model first"):
+        gossamer.sparsify(model, methods.static(0.5))
     with torch.inference_mode():
         made = nn.Linear(4, 4)
     with pytest.raises(TargetError, match="match no weight"):

@@ -111,6 +111,8 @@ class Sparsifier:
             raise AttachError(
                 f"{candidate.name} is sparsified already; call detach() on its Sparsifier before sparsify() again"
             )
+        if candidate.parameter.is_meta:
+            raise AttachError(f"{candidate.name} is on the meta device and has no values; materialise the model first")
         return DenseSite(
             candidate.name,
             candidate.module,

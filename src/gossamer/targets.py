@@ -159,8 +159,6 @@ def _impossible(p: _Parameter) -> str:
         return "empty"
     if not p.value.requires_grad:
         return "frozen (requires_grad is False)"
-    if p.value.is_meta:
-        return "on the meta device (materialise the model first)"
     if p.value.is_inference():
         return "made in inference mode"
     if 0 in p.value.stride() and p.value.numel() > 1:

@@ -21,7 +21,7 @@ def make(tmp_path: Path) -> Make:
             "model": "mlp",
             "model_options": {"hidden": [16]} if values.get("model", "mlp") == "mlp" else {},
             "method": method,
-            "density": 0.2,
+            "density": None if method == "dense" else 0.2,
             "args": {"every": 5} if method == "set" else {},
             "steps": 20,
             "eval_every": 8,

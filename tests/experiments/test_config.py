@@ -76,6 +76,7 @@ def test_what_text_means(text: str, kind: object, expected: object) -> None:
         ({"density": 0}, r"density = 0.0: expected a fraction kept"),
         ({"density": 1.5}, r"density = 1.5: expected a fraction kept"),
         ({"density": math.nan}, r"density = nan: expected a fraction kept"),
+        ({"args": {1: 2}}, r"args has the key 1: expected names"),
         ({"density": "dense"}, r"density = 'dense': expected none or a number"),
         ({"steps": 0}, r"steps = 0: expected at least 1"),
         ({"steps": 1.5}, r"steps = 1.5: expected none or a whole number"),

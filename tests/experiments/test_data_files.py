@@ -96,7 +96,8 @@ def test_a_damaged_idx_file_is_refused(tmp_path, damage, message):
 
 def test_a_damaged_gz_file_is_refused(tmp_path):
     path = tmp_path / "images.gz"
-    for content in (b"not gzip", gzip.compress(idx(np.arange(200, dtype=np.uint8)))[:-20]):
+    good = gzip.compress(idx(np.arange(200, dtype=np.uint8)))
+    for content in (b"not gzip", good[:-20], good[:10] + b"\xff" * 20 + good[30:]):
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"cannot read .*images\.gz"):
             fashion.read_idx(path, 1)
@@ -221,6 +222,12 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
 def test_a_pickle_of_something_else_is_refused(tmp_path, batch, message):
     dump_python2(tmp_path / "batch", batch)
     with pytest.raises(DataError, match=message):
+        cifar.read_pickled(tmp_path / "batch", "labels")
+
+
+def test_a_pickle_that_asks_for_all_memory_is_refused(tmp_path):
+    (tmp_path / "batch").write_bytes(b"\x80\x05\x96" + (2**62).to_bytes(8, "little") + b".")
+    with pytest.raises(DataError, match=r"cannot read .*batch as a batch"):
         cifar.read_pickled(tmp_path / "batch", "labels")
 
 

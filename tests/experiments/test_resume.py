@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from gossamer.checkpoint import load
-from gossamer.errors import ConfigError
+from gossamer.errors import CheckpointError, ConfigError
 from gossamer.experiments import setup
 from gossamer.experiments.config import RunConfig
+from gossamer.experiments.runs import RunFolder
 from gossamer.experiments.train import Interrupted, Update, train
 
 from .tiny import Make, model_of, rows_of
@@ -186,3 +187,43 @@ def test_runs_on_a_gpu_continue_exactly(make: Make, amp: str | None) -> None:
     train(parts, resume=True)
     assert model_of(parts) == model_of(whole)
     assert rows_of(parts) == rows_of(whole)
+
+
+# -- the folder ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock")
+def test_one_folder_takes_one_process(make: Make) -> None:
+    config = make()
+    folder = RunFolder(Path(str(config.out)))
+    with pytest.raises(Interrupted):
+        train(config, progress=_interrupt_at(2))
+    before = {item.name: item.read_bytes() for item in folder.path.iterdir()}
+    code = f"import pathlib, gossamer.experiments.runs as r\nwith r.RunFolder(pathlib.Path({config.out!r})).locked(): "
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code + "print('held', flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=r"cannot use .*run as run folder: another process is training in it"):
+            train(config, resume=True)
+        holder.kill()
+    assert {item.name: item.read_bytes() for item in folder.path.iterdir()} == before
+    assert train(config, resume=True).steps == 20
+
+
+@pytest.mark.parametrize(
+    ("part", "damage"),
+    [("metric", {"name": "accuracy", "value": "abc"}), ("counts", {}), ("config", {}), ("steps", None)],
+)
+def test_a_damaged_result_is_named(make: Make, part: str, damage: object) -> None:
+    config = make(steps=2)
+    train(config)
+    file = RunFolder(Path(str(config.out))).result_file
+    file.write_text(json.dumps(json.loads(file.read_text()) | {part: damage}))
+    with pytest.raises(CheckpointError, match=r"result\.json is no result of a run"):
+        train(config, resume=True)

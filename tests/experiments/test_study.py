@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from gossamer.errors import ConfigError
 from gossamer.experiments import demo
 from gossamer.experiments.config import build_method
 from gossamer.experiments.runs import Result, read_config
-from gossamer.experiments.study import Row, Study, main, run_study, write_outcome
+from gossamer.experiments.study import Row, Study, main, print_lines, run_study, write_outcome
 from gossamer.experiments.summary import markdown, spread, summarise
 
 SHIPPED = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
@@ -79,7 +81,26 @@ def test_without_controls_there_is_no_f() -> None:
     grid = {("re", 0.1): _grid([], [], [85])[("re", 0.1)]}
     (line,) = summarise(grid)
     assert (line.f, line.vs_small, line.deviation) == (None, None, None)
-    assert "| re | 0.1 | 85.00 |  |  | 10 | 1,000 | 2.0 |" in markdown([line])
+    assert "| re | 0.1 | 85.00 |  |  | 10 | 1,000 |" in markdown([line])
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_tables_fit_80_columns_and_are_never_cut(width: int) -> None:
+    sizes = {"counts": {"active": 266_200, "eligible": 266_200, "total": 266_710}, "checkpoint_bytes": 1_234_567}
+    density = {"asked": 0.05, "achieved": 0.04932}
+    groups = {
+        (label, 0.05): [replace(_result(method, s, v + s), density=density, **sizes) for s in (0, 2)]
+        for label, method, v in (("SMALL", "small", 60.0), ("rewire Reset(1000)", "rewire", 70.52))
+    }
+    lines = summarise(groups)
+    stream = io.StringIO()
+    print_lines(Console(file=stream, width=width), "title", lines)
+    shown = stream.getvalue().splitlines()
+    assert max(map(len, shown)) <= 80
+    for line in lines:
+        (row,) = (text for text in shown if text.startswith(line.label))
+        assert all(cell in row for cell in line.cells())
+    assert lines[0].cells()[1] == "0.0493"
 
 
 def test_spread_is_as_documented() -> None:
@@ -136,7 +157,9 @@ def test_main_runs_a_file_and_prints_the_table(tmp_path: Path, capsys: pytest.Ca
     shown = capsys.readouterr()
     assert "SMALL" in shown.out
     assert "4/4 SMALL d=0.3 seed=1" in shown.err
-    assert "| SMALL | 0.3 |" in (tmp_path / "out" / "s" / "results.md").read_text()
+    achieved = json.loads((tmp_path / "out" / "s" / "results.json").read_text())["runs"][-1]["result"]["density"]
+    assert achieved["asked"] == 0.3 != achieved["achieved"]
+    assert f"| SMALL | {achieved['achieved']:.3g} |" in (tmp_path / "out" / "s" / "results.md").read_text()
     assert (tables / "s.md").read_text() == (tmp_path / "out" / "s" / "results.md").read_text()
     assert main([str(tmp_path / "missing.yaml")]) == 1
     assert "cannot read the config" in capsys.readouterr().err
@@ -206,3 +229,12 @@ def test_read_config_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ConfigError, match=r"list\.yaml holds no mapping"):
         read_config(tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize(
+    "content", [b"data: \xff\xfe", b"args: &a {x: *a}", b"args: &a [*a]", b"? [1]\n: 2", b"[" * 9999]
+)
+def test_unreadable_configs_are_config_errors(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"cannot read the config .*bad\.yaml"):
+        read_config(tmp_path / "bad.yaml")

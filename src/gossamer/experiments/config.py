@@ -75,6 +75,9 @@ class RunConfig:
             if name in MAPPINGS:
                 if not isinstance(value, Mapping):
                     raise ConfigError(f"{name} = {value!r}: expected a mapping of names to values")
+                for key in value:
+                    if not isinstance(key, str):
+                        raise ConfigError(f"{name} has the key {key!r}: expected names, e.g. every")
                 object.__setattr__(self, name, {key: spell(item) for key, item in value.items()})
             else:
                 object.__setattr__(self, name, parse(value, kind, name))
@@ -149,25 +152,27 @@ _EXAMPLES = {"data": "mnist1d", "model": "mlp"}
 _Range = tuple[Callable[[Any], bool], str]
 _AT_LEAST_ONE: _Range = (lambda v: v >= 1, "at least 1")
 _NOT_NEGATIVE: _Range = (lambda v: 0 <= v < math.inf, "0 or more, and finite")
+_WEIGHT_DECAY: _Range = (lambda v: 0 <= v < 1e4, "0 or more, and below 10000")
+_LR: _Range = (lambda v: 0 < v < 1e4, "above 0, and below 10000")
 _FRACTION: _Range = (lambda v: 0 <= v < 1, "in [0, 1)")
 _POSITIVE: _Range = (lambda v: 0 < v < math.inf, "above 0, and finite")
 _RANGES: dict[str, _Range] = {
     "density": (lambda v: 0 < v <= 1, "a fraction kept, above 0 and at most 1, e.g. 0.1"),
-    "seed": _NOT_NEGATIVE,
+    "seed": (lambda v: 0 <= v < 2**63, "0 or more, and below 2**63"),
     "steps": _AT_LEAST_ONE,
     "epochs": _POSITIVE,
     "batch_size": _AT_LEAST_ONE,
     "accumulate": _AT_LEAST_ONE,
-    "lr": _POSITIVE,
+    "lr": _LR,
     "momentum": _FRACTION,
     "beta2": _FRACTION,
-    "weight_decay": _NOT_NEGATIVE,
+    "weight_decay": _WEIGHT_DECAY,
     "warmup": _FRACTION,
     "clip": _NOT_NEGATIVE,
     "valid_fraction": _FRACTION,
     "eval_every": _AT_LEAST_ONE,
     "checkpoint_every": _AT_LEAST_ONE,
-    "threads": _AT_LEAST_ONE,
+    "threads": (lambda v: 1 <= v <= 1024, "1 to 1024"),
 }
 
 

@@ -1,4 +1,4 @@
-"""A live progress bar on a terminal: loss, metric, density and remaining time."""
+"""Live progress on a terminal: step, loss, metric, density and remaining time, in less than 80 columns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .train import Update
 
@@ -23,10 +23,8 @@ def live_progress(console: Console, runs: int) -> Iterator[Show]:
     """
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
@@ -60,5 +58,5 @@ def figures(update: Update) -> str:
         value = update.row["valid_metric"]
         split = "train" if value is None else "valid"
         value = update.row["train_metric"] if value is None else value
-        text += f"  {split} {update.metric} {value:.4g}  density {update.row['density']:.4g}"
+        text += f"  {split} {value:.4g}  density {update.row['density']:.4g}"
     return text

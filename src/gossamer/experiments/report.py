@@ -62,7 +62,7 @@ def write_comparison(
 ) -> None:
     """Write one report over many runs: a summary table (header, rows), curves by label, and every run's result."""
     each = [
-        (r.method, r.density["asked"], r.seed, r.metric["value"], r.final_loss, r.counts["active"], r.seconds)
+        (r.method, r.density["achieved"], r.seed, r.metric["value"], r.final_loss, r.counts["active"], r.seconds)
         for r in results
     ]
     header = ("method", "density", "seed", f"test {metric['name']}", "train loss", "non-zeros", "seconds")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ import yaml
 
 from ..errors import CheckpointError, ConfigError
 from .config import ResolvedConfig
+
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows
+    fcntl = None  # type: ignore[assignment]
 
 # Keys that may differ when a run is resumed: they say where it is, not what it is.
 _FREE_ON_RESUME = ("out",)
@@ -41,6 +47,23 @@ class Result:
     checkpoint_bytes: int
     config: Mapping[str, Any]
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Result:
+        """The inverse of `to_dict`; raises KeyError, TypeError or ValueError on anything else."""
+        result = cls(**values)
+        numbers = {
+            **{f"density.{key}": result.density[key] for key in ("asked", "achieved")},
+            **{f"counts.{key}": result.counts[key] for key in ("active", "eligible", "total")},
+            "metric.value": result.metric["value"],
+            **{key: values[key] for key in ("seed", "final_loss", "steps", "seconds", "checkpoint_bytes")},
+        }
+        for key, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{key} is {value!r}, not a number")
+        if not isinstance(result.metric["name"], str) or "out" not in result.config:
+            raise ValueError("it lacks the name of the metric or the run's folder")
+        return result
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data with the keys of the contract."""
         return asdict(self)
@@ -61,7 +84,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read a YAML file of config keys."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        json.dumps(values, default=str)  # raises on a value that contains itself
+    except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"cannot read the config {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no mapping of keys to values, so no config")
@@ -104,6 +128,29 @@ class RunFolder:
         if not self.config_file.exists():
             write_atomically(self.config_file, yaml.safe_dump(config.to_dict(), sort_keys=False))
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; the system lets go when the process dies.
+
+        The folder itself is locked, so that nothing is left in it. Where there are no such locks this does nothing.
+
+        Raises:
+            ConfigError: another process trains here.
+        """
+        if fcntl is None:
+            yield
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise self._unusable("another process is training in it") from None
+            yield
+        finally:
+            os.close(descriptor)
+
     def _unusable(self, why: object) -> ConfigError:
         return ConfigError(f"cannot use {self.path} as run folder: {why}; give another --out")
 
@@ -129,8 +176,8 @@ class RunFolder:
     def result(self) -> Result:
         """Read result.json."""
         try:
-            return Result(**json.loads(self.result_file.read_text(encoding="utf-8")))
-        except (OSError, TypeError, ValueError) as error:
+            return Result.from_dict(json.loads(self.result_file.read_text(encoding="utf-8")))
+        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.result_file} is no result of a run: {error}") from error
 
     def write_result(self, result: Result) -> None:
@@ -143,5 +190,8 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl."""
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        try:
+            lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
+            return [json.loads(line) for line in lines]
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{self.metrics_file} holds no rows of a run: {error}") from error

@@ -58,6 +58,10 @@ def _check_device(device: str) -> None:
         raise ConfigError(f"device = {device!r} is no torch device; write cpu, cuda or cuda:1") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device = {device!r}: this torch sees no CUDA device; use --device cpu")
+    try:
+        torch.zeros(1, device=device).item()  # meta has no values; mps, xpu and cuda:9 may not be there
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ConfigError(f"device = {device!r} cannot compute here; use --device cpu") from error
 
 
 @dataclass
@@ -126,11 +130,13 @@ def build_parts(plan: Plan) -> Parts:
     """Build model, optimizers and sparsifier; init depends on the seed alone, so all methods share it."""
     config, targets = plan.config, parse_targets(plan.config.targets)
     torch.manual_seed(config.seed)
-    model = models.build(config.model, plan.dataset, **config.model_options)
+    with _fits_memory(config):
+        model = models.build(config.model, plan.dataset, **config.model_options)
     reference, small = coverage(choose(model, targets), {}), dict[str, float]()
     if config.method == "small":
         model, small = _small(plan, reference)
-    model.to(config.device)
+    with _fits_memory(config):
+        model.to(config.device)
     optimizers = build_optimizers(model, config)
     schedulers = build_schedulers(optimizers, config)
     sparsifier = None
@@ -141,6 +147,17 @@ def build_parts(plan: Plan) -> Parts:
     scaler = GradScaler(torch.device(config.device).type, enabled=config.amp == "fp16")
     torch.manual_seed(config.seed)  # dropout starts alike for models that drew differently
     return Parts(model, optimizers, schedulers, scaler, sparsifier, reference, targets, small)
+
+
+@contextmanager
+def _fits_memory(config: ResolvedConfig) -> Iterator[None]:
+    """What torch says about sizes it cannot allocate, as a ConfigError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
+        why = " ".join(str(error).split())[:100]
+        options = ", ".join(f"{name}={value}" for name, value in config.model_options.items()) or "its defaults"
+        raise ConfigError(f"cannot build model {config.model} with {options} on {config.device}: {why}") from error
 
 
 def _small(plan: Plan, reference: Coverage) -> tuple[nn.Module, dict[str, float]]:

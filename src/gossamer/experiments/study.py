@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from ..errors import ConfigError, GossamerError, did_you_mean
@@ -32,7 +33,7 @@ from .summary import DENSE, Line, markdown, summarise, table
 from .train import Update, train
 
 Key = tuple[str, float, int]  # label, density, seed
-_WIDTH = 110  # columns of a table that is not printed on a terminal
+_UNBOUNDED = 10_000  # columns, to measure what a table needs
 
 
 @dataclass(frozen=True)
@@ -200,15 +201,15 @@ def write_outcome(study: Study, outcome: Outcome, out: Path, command: str) -> No
 
 
 def print_lines(console: Console, title: str, lines: Sequence[Line]) -> None:
-    """Print the summary table."""
+    """Print the summary table; no cell is cut, however narrow the terminal is."""
     header, rows = table(lines)
-    shown = Table(title=title, box=SIMPLE_HEAD)
+    shown = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=0)
     for index, name in enumerate(header):
         shown.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         shown.add_row(*row)
-    if not console.is_terminal:
-        console.width = max(console.width, _WIDTH)
+    needed = Measurement.get(console, console.options.update(max_width=_UNBOUNDED), shown).maximum
+    console.width = max(console.width, needed)
     console.print(shown)
 
 
@@ -248,7 +249,7 @@ def _run_file(file: Path, given: argparse.Namespace, errors: Console) -> bool:
     command = f"python -m gossamer.experiments.study {file} --workers {given.workers}"
     command += f" --seeds {' '.join(map(str, given.seeds))}" if given.seeds else ""
     write_outcome(study, outcome, out, command)
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console()
     print_lines(console, study.name, outcome.lines())
     console.print(f"written: {out / 'results.md'}, {out / 'results.json'}", highlight=False, soft_wrap=True)
     if given.tables:

@@ -73,27 +73,37 @@ def train(config: RunConfig, *, resume: bool = False, progress: Callable[[Update
     with pinned(cfg), _StopRequest() as stop:
         parts = build_parts(plan)
         folder.create(cfg)
-        step, rows, spent = parts.restore(folder.training_file)
-        folder.write_metrics(rows)  # rows after the checkpoint are forgotten, and written again
-        clock = _Clock(spent)
-        while step < cfg.steps:
-            loss = _step(plan, parts, step)
-            step += 1
-            if not math.isfinite(loss):
-                raise _diverged(folder, f"the training loss became {loss} at step {step}")
-            if step % cfg.eval_every == 0 or step == cfg.steps:
-                rows.append(_row(plan, parts, step, clock.seconds))
-                folder.write_metrics(rows)
-            if progress:
-                progress(Update(step, cfg.steps, loss, plan.task.metric, rows[-1] if rows else {}))
-            stopping = stop.requested  # asked once: a signal may arrive at any line
-            if step % cfg.checkpoint_every == 0 or step == cfg.steps or stopping:
-                if not _finite(parts.model):
-                    raise _diverged(folder, f"a weight became infinite or NaN by step {step}")
-                parts.save(folder.training_file, step, rows, clock.seconds)
-            if stopping and step < cfg.steps:
-                raise Interrupted(f"stopped after step {step} of {cfg.steps}, checkpoint written", folder.path)
-        return _finish(plan, parts, folder, rows)
+        with folder.locked():
+            folder.check(cfg, resume=True)  # another process may have come first
+            return _run(plan, parts, folder, stop, progress)
+
+
+def _run(
+    plan: Plan, parts: Parts, folder: RunFolder, stop: _StopRequest, progress: Callable[[Update], None] | None
+) -> Result:
+    """From the folder's checkpoint, or step 0, to the result."""
+    cfg = plan.config
+    step, rows, spent = parts.restore(folder.training_file)
+    folder.write_metrics(rows)  # rows after the checkpoint are forgotten, and written again
+    clock = _Clock(spent)
+    while step < cfg.steps:
+        loss = _step(plan, parts, step)
+        step += 1
+        if not math.isfinite(loss):
+            raise _diverged(folder, f"the training loss became {loss} at step {step}")
+        if step % cfg.eval_every == 0 or step == cfg.steps:
+            rows.append(_row(plan, parts, step, clock.seconds))
+            folder.write_metrics(rows)
+        if progress:
+            progress(Update(step, cfg.steps, loss, plan.task.metric, rows[-1] if rows else {}))
+        stopping = stop.requested  # asked once: a signal may arrive at any line
+        if step % cfg.checkpoint_every == 0 or step == cfg.steps or stopping:
+            if not _finite(parts.model):
+                raise _diverged(folder, f"a weight became infinite or NaN by step {step}")
+            parts.save(folder.training_file, step, rows, clock.seconds)
+        if stopping and step < cfg.steps:
+            raise Interrupted(f"stopped after step {step} of {cfg.steps}, checkpoint written", folder.path)
+    return _finish(plan, parts, folder, rows)
 
 
 def _step(plan: Plan, parts: Parts, step: int) -> float:

@@ -16,6 +16,10 @@ from . import folders
 from .dataset import Dataset, Raw, classification, content_digest
 
 PIXELS = 3 * 32 * 32
+_UNREADABLE = (  # what reading a damaged pickle may raise
+    OSError, pickle.UnpicklingError, EOFError, AttributeError, TypeError, ValueError, IndexError, OverflowError,
+    RecursionError, MemoryError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def read_pickled(path: Path, label_key: str) -> tuple[np.ndarray, np.ndarray]:
         pixels, labels = fields["data"], np.array(fields[label_key], dtype=np.int64)
     except KeyError as error:
         raise DataError(f"{path} has no field {error}; expected a batch of the published python version") from error
-    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, TypeError, ValueError, IndexError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"cannot read {path} as a batch of the published python version: {error}") from error
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
         raise DataError(f"the field 'data' of {path} is no uint8 array")

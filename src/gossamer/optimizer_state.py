@@ -7,13 +7,37 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import ASGD, LBFGS, SGD, Optimizer, SparseAdam
+from torch.optim import (
+    ASGD,
+    LBFGS,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+    Rprop,
+    SparseAdam,
+)
 
 from .errors import AttachError
 
 # Slots that divide the update: a newborn entry starts from the mean of its active siblings.
 SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "sum"})
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "grad_avg")
+
+
+# Entry by entry, weight 0 with gradient 0 and resting slots stays 0. Exact types: a subclass may do anything.
+_KEEP_ZEROS = frozenset({SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop, Rprop, ASGD})
+
+
+def keeps_zeros(optimizer: Optimizer | None) -> bool:
+    """Whether an update cannot move a weight that is 0, gets no gradient and whose slots rest."""
+    return type(optimizer) in _KEEP_ZEROS
 
 
 def usable(given: Any, *, live: bool) -> list[Optimizer]:

@@ -40,7 +40,8 @@ class DenseSite:
     handed_over: bool = field(init=False, default=False)
     _kind: str = field(init=False, repr=False)
     _slot_ids: tuple[int, ...] = field(init=False, default=(), repr=False)
-    _version: int = field(init=False, default=-1, repr=False)  # of the parameter when the sparse view was shown
+    _version: int = field(init=False, default=-1, repr=False)  # of the parameter when it was last made sparse
+    _undisturbed: bool = field(init=False, default=False, repr=False)  # nothing wrote to it since
     _view: Tensor | None = field(init=False, default=None, repr=False)
     _before: Tensor | None = field(init=False, default=None, repr=False)
 
@@ -169,8 +170,10 @@ class DenseSite:
         return flat_rnn or distributed.is_sharded(self.parameter)
 
     def hand_over(self) -> None:
-        """Put the trainable weights where the optimizer will step on them."""
+        """Put the trainable weights where the optimizer will step on them; see whether the others are as left."""
         if self.trainable is None:
+            sharded = distributed.is_sharded(self.parameter)  # versions are not kept for shards
+            self._undisturbed = not sharded and self.parameter._version == self._version
             return
         scale, on = self._scale(self.optimizer)
         if on == "update" and scale != 1.0:
@@ -202,8 +205,7 @@ class DenseSite:
     def act_on_inactive(self, step: int) -> None:
         """After the update of `step`: what its forward pass left out is scaled by s and decayed, or cleared."""
         if not isinstance(self.inactive, Live):
-            self._rest_new_slots()
-            return self.clear_inactive()
+            return self._stay_zero()
         trained = self.weight
         if self._before is not None:
             scaled = self._before + self.inactive.scale * (trained - self._before)
@@ -247,12 +249,19 @@ class DenseSite:
             self._move_slots(old, new)
             self.clear_inactive()
 
-    def _rest_new_slots(self) -> None:
-        """Slots that were made, loaded or inherited from dense training come to rest off the support."""
+    def _stay_zero(self) -> None:
+        """Clear what the update may have moved off the support; a pass over the weight is saved where it cannot have.
+
+        Slots that were made, loaded or inherited from dense training come to rest off the support.
+        """
         ids = tuple(map(id, self._slots().values()))
         if ids != self._slot_ids:
-            self._slot_ids = ids
+            self._slot_ids, self._undisturbed = ids, False
             self._move_slots(torch.ones_like(self.mask), self.mask)
+        dense_slots = isinstance(self.inactive, Zero) and self.inactive.slots == "keep"
+        if dense_slots or not (self._undisturbed and optimizer_state.keeps_zeros(self.optimizer)):
+            self.clear_inactive()
+        self._version = self.parameter._version
 
     def _move_slots(self, old: Tensor, new: Tensor) -> None:
         if not isinstance(self.inactive, Zero) or self.inactive.slots == "keep" or self.optimizer is None:

@@ -7,6 +7,7 @@ A **time** is an int, in optimizer steps, or a float, a fraction of training in 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol, TypeVar
@@ -87,7 +88,7 @@ _Self = TypeVar("_Self", bound="_Ramp")
 
 
 @dataclass(frozen=True)
-class _Ramp:
+class _Ramp(ABC):
     """From ``start_value`` at time ``start`` to ``end_value`` at time ``end``; constant before and after.
 
     With ``t = (step - start) / (end - start)`` in [0, 1]; both ends are exact.
@@ -129,8 +130,9 @@ class _Ramp:
             return float(self.start_value)
         return self._between((step - self.start) / (self.end - self.start))
 
+    @abstractmethod
     def _between(self, t: float) -> float:
-        raise NotImplementedError
+        """Return the value at a share ``t`` of the way, 0 < t < 1."""
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ check: $(STAMP)         ## format, lint, types, doctests
 	$(BIN)/python -m pytest --doctest-modules src/gossamer -q
 
 accuracy: $(STAMP)      ## the accuracy tables of docs/results, about 20 minutes on two cores
-	$(BIN)/python -m gossamer.experiments.study studies/m1d-baselines.yaml studies/m1d-sweeps.yaml \
-		studies/lm-baselines.yaml --workers 2 --tables docs/results
+	for name in m1d-baselines m1d-sweeps lm-baselines; do \
+		$(BIN)/gossamer study studies/$$name.yaml --workers 2 --tables docs/results || exit 1; done
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -11,7 +11,14 @@ from torch import nn
 
 import gossamer
 from gossamer import Fix, Given, Live, Method, Regularize, Reset, Zero, methods
-from gossamer.topology import Clock, Constant, DropGrow, FanIn, Linear, Select, scores
+from gossamer.reparametrise import Learned
+from gossamer.topology import (
+    NM,
+    Clock,
+    Constant,
+    Linear,
+    scores,
+)
 
 from .laws.settings import mlp, weights
 
@@ -24,10 +31,25 @@ def fails(match: str, build: Any, *args: Any, **kwargs: Any) -> None:
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("density", [0, 0.0, 1.5, -0.1, math.nan, math.inf, True, "0.1", None])
+BAD_DENSITIES = [0, 0.0, 1.5, -0.1, math.nan, math.inf, True, "0.1", None]
+
+
+@pytest.mark.parametrize("density", BAD_DENSITIES)
 @pytest.mark.parametrize("name", methods.REGISTRY)
 def test_density_that_is_no_fraction(name: str, density: Any) -> None:
-    fails("density", methods.REGISTRY[name].build, density)
+    build = methods.REGISTRY[name].build
+    if density is None and isinstance(build(0.5), Learned):
+        assert build(None).density is None, "learned methods may have no density"
+    else:
+        fails("density", build, density)
+
+
+@pytest.mark.parametrize("density", BAD_DENSITIES)
+def test_other_densities_that_are_no_fraction(density: Any) -> None:
+    for build in (methods.gmp, methods.granet):
+        fails("density", build, 0.1, initial=density)
+    if density is not None:
+        fails("density", methods.topkast, 0.1, backward=density)
 
 
 def test_a_percentage_is_recognised() -> None:
@@ -58,6 +80,34 @@ def test_unknown_names_come_with_the_nearest_ones() -> None:
         (lambda: methods.rigl(0.1, stop=1.5), "stop"),
         (lambda: methods.rigl(0.1, fraction=-0.3), "fraction"),
         (lambda: methods.set_(0.1, fraction=30), "fraction"),
+        (lambda: methods.set_(0.1, newborn_std=-1.0), "newborn_std=-1.0"),
+        (lambda: methods.set_(0.1, newborn_std=math.nan), "newborn_std=nan"),
+        (lambda: methods.set_(0.1, grace=-2), "grace"),
+        (lambda: methods.set_itop(0.1, fraction=1.5), "fraction"),
+        (lambda: methods.rigl_itop(0.1, fraction=-0.5), "fraction"),
+        (lambda: methods.snfs(0.1, fraction=2), "fraction"),
+        (lambda: methods.granet(0.1, fraction=math.nan), "must be a finite number"),
+        (lambda: methods.gmp(0.5, initial=0.3), "pruning starts from this density"),
+        (lambda: methods.gmp(0.5, start=0.8, stop=0.5), "cannot end before it starts"),
+        (lambda: methods.one_shot(0.5, at=1.5), "a fraction of training"),
+        (lambda: methods.one_shot(0.5, at=-3), "int >= 0"),
+        (lambda: methods.deepr(0.1, l1=-1e-5), "alpha, the pull towards zero"),
+        (lambda: methods.deepr(0.1, temperature=math.inf), "T, the strength of the noise"),
+        (lambda: methods.dsr(0.1, target=0), "target = 0"),
+        (lambda: methods.dsr(0.1, target=1.5), "a share of the active ones"),
+        (lambda: methods.dsr(0.1, threshold=0.0), "a threshold above 0"),
+        (lambda: methods.dsr(0.1, tolerance=1.0), "a tolerance in [0, 1)"),
+        (lambda: methods.dsr(0.1, double_at=(0.5, 2.5)), "double_at"),
+        (lambda: methods.srigl(0.1, min_salient=1.5), "min_salient = 1.5"),
+        (lambda: methods.sr_ste(0.5, decay=-1.0), "decay=-1.0"),
+        (lambda: methods.sr_ste(0.3), "1.2 weights, no whole number"),
+        (lambda: methods.sr_ste(0.1, group=4), "use another group size"),
+        (lambda: methods.topkast(0.3, backward=0.2), "it cannot be below 0.3"),
+        (lambda: methods.topkast(0.3, decay=-1.0), "lambda"),
+        (lambda: NM(3, 2), "1 <= n <= m"),
+        (lambda: NM(0, 4), "1 <= n <= m"),
+        (lambda: NM(2.0, 4), "1 <= n <= m"),  # type: ignore[arg-type]
+        (lambda: Live(reach=0.5, scale=0.5), "use scale=1"),
     ],
 )
 def test_arguments_out_of_range(build: Any, match: str) -> None:
@@ -66,17 +116,6 @@ def test_arguments_out_of_range(build: Any, match: str) -> None:
 
 def composed(**parts: Any) -> Method:
     return Method(**{"name": "mine", "density": 0.1, "init": scores.random, **parts})
-
-
-def test_compositions_that_cannot_work() -> None:
-    grow = DropGrow(scores.magnitude, scores.random, 0.3)
-    fails("does not look at gradients", composed, at="replace", rule=grow)
-    by_gradient = DropGrow(scores.magnitude, scores.gradient, 0.3)
-    fails("inactive weights that are zero", composed, at="replace", rule=by_gradient, inactive=Live())
-    fails("use Select or Zero", composed, rule=grow, inactive=Live())
-    by_momentum = DropGrow(scores.magnitude, scores.momentum, 0.3)
-    fails('inactive=Zero(slots="keep")', composed, rule=by_momentum)
-    fails("structure of one weight", composed, structure=FanIn(), scope="global", rule=Select())
 
 
 def test_total_steps_is_asked_for_and_checked() -> None:

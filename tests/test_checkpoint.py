@@ -373,6 +373,15 @@ METHODS: dict[str, Callable[[], Any]] = {
     "rewire": lambda: gossamer.methods.rewire(0.2, every=2, exploit=gossamer.Reset(5)),
     "set": lambda: gossamer.methods.set_(0.2, every=3),
     "rigl": lambda: gossamer.methods.rigl(0.2, every=3),
+    "deepr": lambda: gossamer.methods.deepr(0.2, temperature=1e-3),  # signs
+    "dsr": lambda: gossamer.methods.dsr(0.2, every=2, threshold=0.02, grace=5),  # threshold and ages
+    "snfs": lambda: gossamer.methods.snfs(0.2, every=3),
+    "topkast": lambda: gossamer.methods.topkast(0.2, every=2),  # what is trained
+    "sr-ste": lambda: gossamer.methods.sr_ste(0.5, group=2),
+    "srigl": lambda: gossamer.methods.srigl(0.2, every=3),
+    "granet": lambda: gossamer.methods.granet(0.2, every=3),
+    "gmp": lambda: gossamer.methods.gmp(0.2, every=3, scope="global"),
+    "one-shot": lambda: gossamer.methods.one_shot(0.2, at=9),
 }
 
 

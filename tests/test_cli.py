@@ -24,6 +24,7 @@ from gossamer.experiments.data import DATASETS
 from gossamer.experiments.models import MODELS
 from gossamer.experiments.progress import figures, live_progress
 from gossamer.experiments.train import Update
+from gossamer.method import Choices
 from gossamer.methods import REGISTRY
 
 TINY = ["--data", "digits", "--model", "mlp", "--set", "model.hidden=16", "--steps", "10", "--threads", "1"]
@@ -174,24 +175,51 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
 
 def test_methods_json_is_the_contract() -> None:
     rows = json.loads(Outcome("methods", "--json").out)
-    assert [row["name"] for row in rows] == list(REGISTRY)
+    assert [row["name"] for row in rows] == sorted(REGISTRY)
     assert {"rewire", "rigl", "set", "static"} <= {row["name"] for row in rows}
-    assert all(set(row) == {"name", "summary", "needs", "source"} and all(row.values()) for row in rows)
+    assert all(set(row) == {"name", "summary", "needs", "source", "choices"} and all(row.values()) for row in rows)
+    assert all(set(row["choices"]) == set(Choices.header()) for row in rows)
+    omits = {row["name"]: row["choices"]["omits"] for row in rows}
+    assert (omits["rewire"], omits["static"]) == ([], ["rewire", "dense gradients"])
+    assert json.loads(Outcome("methods", "rigl", "--json").out) == [row for row in rows if row["name"] == "rigl"]
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
-def test_a_method_is_described_with_its_arguments(name: str) -> None:
-    text = Outcome("methods", name).out
-    for argument in list(inspect.signature(REGISTRY[name].build).parameters)[1:]:
+def test_a_method_is_described_with_its_choices_and_arguments(name: str) -> None:
+    info, text = REGISTRY[name], Outcome("methods", name).out
+    for argument in list(inspect.signature(info.build).parameters)[1:]:
         assert f"  {argument} = " in text
-    assert REGISTRY[name].source in text
+    for column, cell in zip(Choices.header(), info.build(0.5).choices.cells(), strict=True):
+        assert re.search(rf"^  {column} +{re.escape(cell)}$", text, re.M)
+    assert info.source in text
 
 
-def test_methods_lists_all_and_the_controls() -> None:
-    text = Outcome("methods").out
-    assert all(name in text for name in [*REGISTRY, "dense", "small"])
+@pytest.mark.parametrize("width", [80, 200])
+def test_methods_lists_all_with_their_choices_and_the_controls(width: int) -> None:
+    done = CliRunner().invoke(cli.app, ["methods"], env={"COLUMNS": str(width), "NO_COLOR": "1", "TERM": "dumb"})
+    tables = [line.split() for line in done.output.splitlines()]
+    headers = [line[1:] for line in tables if line[:1] == ["method"]]
+    assert headers[0] == ["summary", "needs"]
+    assert [column for header in headers[1:] for column in header] == list(Choices.header())
+    assert len(headers) < (7 if width == 80 else 4)
+    for name in REGISTRY:
+        assert sum(line[:1] == [name] for line in tables) == len(headers), "a row in every table"
+    drawn = [line for line in done.output.splitlines() if line.startswith("  ")]
+    assert max(map(len, drawn)) <= width
+    assert "controls: dense: " in done.output
     unknown = Outcome("methods", "rigle")
     assert (unknown.status, unknown.out) == (1, "")
+
+
+def test_methods_in_markdown_are_one_table() -> None:
+    lines = Outcome("methods", "--markdown").out.splitlines()
+    assert lines[0] == f"| method | {' | '.join(Choices.header())} |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| [{name}]({name}.md)" for name in sorted(REGISTRY)]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {len(Choices.header()) + 2}
+    assert (
+        lines[:2] + [line for line in lines if line.startswith("| [rigl]")]
+        == Outcome("methods", "rigl", "--markdown").out.splitlines()
+    )
 
 
 @pytest.mark.parametrize("name", ["dense", "small"])

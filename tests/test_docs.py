@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import re
 import shlex
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,16 @@ ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", *DOCS]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-HEADINGS = ["What it does", "How to use it", "Arguments", "Cost", "Source and deviations", "When to use it, and traps"]
+HEADINGS = [
+    "What it does",
+    "How to use it",
+    "Arguments",
+    "Cost",
+    "Source and deviations",
+    "Result",
+    "When to use it, and traps",
+]
+CHOICES = re.compile(r"^<!-- choices -->\n(.*?)^<!-- /choices -->$", re.M | re.S)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FILE = re.compile(r"`(?:python )?((?:src|docs|examples|benchmarks|studies|tools|tests)/[\w./-]+\.\w+)[^`]*`")
@@ -75,6 +85,15 @@ def own_process_group() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
+@pytest.fixture
+def registry_as_it_was() -> Iterator[None]:
+    """Pages may register methods of their own."""
+    before = dict(REGISTRY)
+    yield
+    REGISTRY.clear()
+    REGISTRY.update(before)
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.language == "python" for b in blocks(p))], ids=name_of)
 def test_python_blocks_run_and_print_what_is_shown(
     page: Path,
@@ -82,14 +101,16 @@ def test_python_blocks_run_and_print_what_is_shown(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     own_process_group: None,
+    registry_as_it_was: None,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {"__name__": "documentation"}
+    module = types.ModuleType("documentation")  # a real one, where its dataclasses are looked up
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     printed = ""
     for block in blocks(page):
         if block.language == "python":
             source = "\n" * block.line + block.text  # a traceback then points at the line of the page
-            exec(compile(source, str(page), "exec"), namespace)
+            exec(compile(source, str(page), "exec", dont_inherit=True), module.__dict__)
             printed = capsys.readouterr().out
         elif block.language == "text" and block.follows:
             assert printed.rstrip() == block.text.rstrip(), f"{name_of(page)}:{block.line}"
@@ -190,5 +211,13 @@ def test_every_method_has_a_page_that_fits_its_signature(name: str) -> None:
     stated = arguments(page)
     assert set(stated) == set(parameters)
     for argument, text in stated.items():
-        expected = eval(text, {"Reset": Reset}) if text else inspect.Parameter.empty
+        expected = eval(text, {"Reset": Reset, "math": math}) if text else inspect.Parameter.empty
         assert parameters[argument].default == expected, f"{argument} of {name}"
+
+
+def test_the_table_of_choices_is_what_the_methods_choose() -> None:
+    page = ROOT / "docs" / "methods" / "index.md"
+    shown = CHOICES.search(page.read_text(encoding="utf-8"))
+    assert shown is not None
+    printed = CliRunner().invoke(cli.app, ["methods", "--markdown"]).output
+    assert shown[1] == printed, f"put this between the marks:\n{printed}"

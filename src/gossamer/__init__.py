@@ -6,11 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import methods, topology
+    from . import analysis, lottery, methods, topology
     from .coverage import Coverage
+    from .entry import sparsify
     from .errors import GossamerError
+    from .learned import LearnedSparsifier
     from .method import Fix, Given, Live, Method, Regularize, Reset, Zero
-    from .sparsifier import Sparsifier, sparsify
+    from .reparametrise import Learned
+    from .sparsifier import Sparsifier
     from .topology import Support
 
 __version__ = "0.1.0"
@@ -21,6 +24,8 @@ _HOME = {
     "Fix": "method",
     "Given": "method",
     "GossamerError": "errors",
+    "Learned": "reparametrise",
+    "LearnedSparsifier": "learned",
     "Live": "method",
     "Method": "method",
     "Regularize": "method",
@@ -28,8 +33,10 @@ _HOME = {
     "Sparsifier": "sparsifier",
     "Support": "topology",
     "Zero": "method",
+    "analysis": "",
+    "lottery": "",
     "methods": "",
-    "sparsify": "sparsifier",
+    "sparsify": "entry",
     "topology": "",
 }
 
@@ -38,6 +45,8 @@ __all__ = [
     "Fix",
     "Given",
     "GossamerError",
+    "Learned",
+    "LearnedSparsifier",
     "Live",
     "Method",
     "Regularize",
@@ -46,6 +55,8 @@ __all__ = [
     "Support",
     "Zero",
     "__version__",
+    "analysis",
+    "lottery",
     "methods",
     "sparsify",
     "topology",

@@ -16,7 +16,10 @@ from .errors import GossamerError
 from .experiments.config import FIELDS, MAPPINGS, field_help
 from .experiments.values import spell
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and no progress.")]
+
 _INTERRUPTED = 130  # exit status of a process stopped by Ctrl-C
+_COLUMN = 15  # widest that a column of a wide table asks for
 
 
 def guarded(function: Callable[..., None]) -> Callable[..., None]:
@@ -75,3 +78,22 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console(markup=False).print(table)
+
+
+def print_wide_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of many columns as several, each as wide as the terminal and with the first column."""
+    lines = [header, *rows]
+    wanted = [min(_COLUMN, max(len(line[i]) for line in lines)) + 3 for i in range(len(header))]
+    room, parts = Console().width - wanted[0], [[1]]
+    for i in range(2, len(header)):
+        if sum(wanted[j] for j in parts[-1]) + wanted[i] > room:
+            parts.append([])
+        parts[-1].append(i)
+    for part in parts:
+        print_table([header[i] for i in (0, *part)], [[row[i] for i in (0, *part)] for row in rows])
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The same as Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from ._packing import compress, expand, listed, nonzero_bits, pack, unpack
 from ._safetensors import dtype_of, opened, replacing, sensible, write
 from .distributed import is_sharded
 from .errors import CheckpointError
+from .learned import LearnedSparsifier
 from .targets import canonical
 
 if TYPE_CHECKING:
@@ -87,7 +89,7 @@ def load(path: str | Path) -> Contents:
 def save_model(
     path: str | Path,
     model: nn.Module,
-    sparsifier: Sparsifier | None = None,
+    sparsifier: Sparsifier | LearnedSparsifier | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the deployable model: its state dict, sparse weights stored sparse.
@@ -96,7 +98,7 @@ def save_model(
     plain model, without what DDP or `torch.compile` put before them.
 
     Raises:
-        CheckpointError: as `save`; or a weight is not zero off its support.
+        CheckpointError: as `save`; or a weight is not zero off its support, or its gates are soft.
     """
     state = _model_state(model)
     about: dict[str, Any] = {"model": type(model).__name__}
@@ -104,7 +106,12 @@ def save_model(
         floats = {name: t for name, t in pack(state)[0].items() if t.is_floating_point()}
         masks: dict[str, Any] = {name: nonzero_bits(t) for name, t in floats.items()}
     else:
-        masks = dict(sparsifier.supports)
+        masks = _zeros_of(sparsifier)
+        if not masks:
+            raise CheckpointError(
+                "the gates of this model are soft, so no weight is zero yet; call sparsifier.finalize() first, or "
+                "save_training() to go on later"
+            )
         about |= {"method": sparsifier.method.name, "step": sparsifier.step}
         _check_sparse(state, masks)
     save(path, state, masks=masks, kind="model", metadata=about | dict(metadata or {}))
@@ -133,7 +140,7 @@ def save_training(
     *,
     model: nn.Module,
     optimizers: Optimizer | Sequence[Optimizer],
-    sparsifier: Sparsifier | None = None,
+    sparsifier: Sparsifier | LearnedSparsifier | None = None,
     extra: Any = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
@@ -154,7 +161,7 @@ def save_training(
     }
     masks: dict[str, Any] = {}
     if sparsifier is not None:
-        supports = dict(sparsifier.supports)
+        supports = _zeros_of(sparsifier)
         _check_sparse(state["model"], supports)
         masks = {f"model/{name}": support for name, support in supports.items()}
         parameters = {canonical(name): p for name, p in model.named_parameters()}
@@ -170,7 +177,7 @@ def load_training(
     *,
     model: nn.Module,
     optimizers: Optimizer | Sequence[Optimizer],
-    sparsifier: Sparsifier | None = None,
+    sparsifier: Sparsifier | LearnedSparsifier | None = None,
 ) -> Any:
     """Restore what `save_training` wrote and return its `extra`; the run continues bit for bit.
 
@@ -183,23 +190,49 @@ def load_training(
     every = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
     with sensible(path):
         state = contents.state
-        weights = _fitting(model, state["model"], path, contents.metadata)
-        _check_optimizers(every, state["optimizers"], state["optimizer_types"], path)
-        if (state["sparsifier"] is None) != (sparsifier is None):
-            holds, given = ("no", "one") if sparsifier is not None else ("a", "none")
-            raise CheckpointError(f"{path} holds {holds} sparsifier's state, but {given} is given to load it into")
-        extra, before = state["extra"], [(optimizer.state, optimizer.param_groups) for optimizer in every]
-        try:
-            for optimizer, saved in zip(every, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-            if sparsifier is not None:
-                sparsifier.load_state_dict(state["sparsifier"])
-        except BaseException:
-            for optimizer, (slots, groups) in zip(every, before, strict=True):  # loading made new ones
-                optimizer.state, optimizer.param_groups = slots, groups
-            raise
-        model.load_state_dict(weights)  # last, because it has been checked and the others check while they load
+        with _in_form_of(state["sparsifier"], sparsifier):
+            return _take_over(state, model, every, sparsifier, path, contents.metadata)
+
+
+def _take_over(
+    state: Mapping[str, Any],
+    model: nn.Module,
+    every: Sequence[Optimizer],
+    sparsifier: Sparsifier | LearnedSparsifier | None,
+    path: str | Path,
+    about: Mapping[str, Any],
+) -> Any:
+    """Load all parts of a training state, or none; return its `extra`."""
+    weights = _fitting(model, state["model"], path, about)
+    _check_optimizers(every, state["optimizers"], state["optimizer_types"], path)
+    if (state["sparsifier"] is None) != (sparsifier is None):
+        holds, given = ("no", "one") if sparsifier is not None else ("a", "none")
+        raise CheckpointError(f"{path} holds {holds} sparsifier's state, but {given} is given to load it into")
+    extra, before = state["extra"], [(optimizer.state, optimizer.param_groups) for optimizer in every]
+    try:
+        for optimizer, saved in zip(every, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        if sparsifier is not None:
+            sparsifier.load_state_dict(state["sparsifier"])
+    except BaseException:
+        for optimizer, (slots, groups) in zip(every, before, strict=True):  # loading made new ones
+            optimizer.state, optimizer.param_groups = slots, groups
+        raise
+    model.load_state_dict(weights)  # last, because it has been checked and the others check while they load
     return extra
+
+
+def _in_form_of(state: Any, sparsifier: Sparsifier | LearnedSparsifier | None) -> AbstractContextManager[object]:
+    """Inside, a learned method's model and optimizers have the parameters they had when `state` was saved."""
+    if isinstance(sparsifier, LearnedSparsifier) and state is not None:
+        return sparsifier.in_form_of(state)
+    return nullcontext()
+
+
+def _zeros_of(sparsifier: Sparsifier | LearnedSparsifier) -> dict[str, Any]:
+    """The supports off which weights are exactly zero: none while the gates of a learned method are soft."""
+    soft = isinstance(sparsifier, LearnedSparsifier) and not sparsifier.finalized
+    return {} if soft else dict(sparsifier.supports)
 
 
 def describe(path: str | Path) -> dict[str, Any]:

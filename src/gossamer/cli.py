@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import os
 import sys
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ._terminal import guarded, print_table, run_flags, spelled
+from ._catalogue import data_command, methods_command, models_command
+from ._terminal import AsJson, guarded, print_table, run_flags
 from .errors import ConfigError
 from .experiments.config import RunConfig
 
@@ -32,7 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and no progress.")]
+
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 
@@ -149,16 +149,15 @@ def demo_command(
 ) -> None:
     """Train dense, SMALL, static, SET, RigL and rewire at one low density and compare them; under 3 minutes."""
     from .experiments import demo
-    from .experiments.study import print_lines
+    from .experiments.study import lines, print_lines
     from .experiments.train import Interrupted
 
     study = demo.demo_study(steps=steps or demo.STEPS, seeds=tuple(range(seeds)))
     folder = demo.demo_folder(study, out)
-    total = len(study.runs(folder))
     try:
-        with _progress(quiet or as_json, total) as show:
+        with _progress(quiet or as_json, study.size) as show:
             outcome = demo.run_demo(
-                study, folder, progress=show and (lambda key, update: show(f"{key[0]} seed {key[2]}", update))
+                study, folder, progress=show and (lambda job, update: show(f"{job.label} seed {job.seed}", update))
             )
     except Interrupted as stop:
         raise KeyboardInterrupt(f"{stop}; the same command continues") from None
@@ -166,43 +165,41 @@ def demo_command(
         typer.echo(json.dumps([result.to_dict() for result in outcome.results.values()]))
     else:
         base = study.base
-        print_lines(Console(), f"{base['data']}, {base['model']}, {base['steps']} steps", outcome.lines())
+        print_lines(Console(), f"{base['data']}, {base['model']}, {base['steps']} steps", lines(outcome))
         typer.echo(f"seeds {', '.join(map(str, study.seeds))}; report: {folder / 'report.html'}")
         _notice_missing_curves()
     if outcome.failures:
-        raise ConfigError("; ".join(f"{key[0]} seed {key[2]}: {why}" for key, why in outcome.failures.items()))
+        raise ConfigError("; ".join(f"{run}: {why}" for run, why in outcome.failures.items()))
 
 
-@app.command("methods", epilog="Example: gossamer methods rigl")
+@app.command("study", epilog="Example: gossamer study studies/m1d-baselines.yaml --workers 2")
 @guarded
-def methods_command(
-    name: Annotated[str | None, typer.Argument(help="One method: its description and arguments.")] = None,
+def study_command(
+    file: Annotated[Path, typer.Argument(help="YAML file with the grid.")],
+    *,
+    workers: Annotated[int, typer.Option(help="Worker processes.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder; the study gets one of its own name in it.")] = Path("runs/studies"),
+    seeds: Annotated[str | None, typer.Option(help="Seeds instead of those of the file, e.g. 0,1.")] = None,
+    tables: Annotated[Path | None, typer.Option(help="Folder that gets a copy of results.md as NAME.md.")] = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the methods, or describe one with its arguments."""
-    from .experiments.config import CONTROLS, method_parameters
-    from .methods import REGISTRY, find
+    """Run a grid of methods, densities and seeds from a YAML file; the same command continues a stopped one."""
+    from .experiments import study as studies
 
-    if name in CONTROLS:
-        needs = "--density, that of the sparse model" if name == "small" else "no density"
-        about = {"name": name, "summary": CONTROLS[name], "needs": needs, "source": "a control, not a sparse method"}
-        plain = f"{name}: {CONTROLS[name]}\n\nsource: {about['source']}\nneeds: {needs}\nit takes no arguments"
-        typer.echo(json.dumps([about], indent=1) if as_json else plain)
-        return
-    arguments = method_parameters(name) if name else {}
-    infos = [find(name)] if name else list(REGISTRY.values())
+    study = studies.Study.from_file(file).with_seeds(seeds)
+    console, folder = Console(stderr=True, quiet=quiet or as_json), out / study.name
+    with studies.Display(console, study) as display:
+        outcome = studies.run_in_workers(study, folder, workers=workers, running=display.running, done=display.done)
+    command = f"gossamer study {file} --workers {workers}" + (f" --seeds {seeds}" if seeds else "")
+    studies.write_outcome(outcome, folder, command, tables)
     if as_json:
-        keys = ("name", "summary", "needs", "source")
-        typer.echo(json.dumps([{key: getattr(info, key) for key in keys} for info in infos], indent=1))
-    elif name:
-        typer.echo(f"{name}: {inspect.getdoc(infos[0].build)}\n\nsource: {infos[0].source}\nneeds: {infos[0].needs}")
-        typer.echo("arguments (--set name=value):")
-        for argument, (_, default) in arguments.items():
-            typer.echo(f"  {argument} = {spelled(default)}")
+        typer.echo(json.dumps(studies.to_dict(outcome)))
     else:
-        print_table(("method", "summary", "needs", "source"), [(i.name, i.summary, i.needs, i.source) for i in infos])
-        controls = "; ".join(f"{control}: {summary}" for control, summary in CONTROLS.items())
-        typer.echo(f"controls: {controls}")
+        studies.print_outcome(Console(), outcome)
+        typer.echo(f"written: {folder / 'results.md'}, results.json and report.html beside it")
+    if outcome.failures:
+        raise ConfigError("; ".join(f"{run}: {why}" for run, why in outcome.failures.items()))
 
 
 @app.command("inspect", epilog="Example: gossamer inspect runs/first/model.safetensors")
@@ -233,47 +230,8 @@ def inspect_command(
     typer.echo("".join(f"{key}: {value}\n" for key, value in about["metadata"].items()), nl=False)
 
 
-@app.command("data", epilog="Example: gossamer train --data fashion-mnist --set data.pool=2 --model cnn")
-@guarded
-def data_command(as_json: AsJson = False) -> None:
-    """List the data sets, whether they are on this machine, and their options."""
-    from .experiments.data import DATASETS, available, data_options
-
-    rows = [
-        {"name": name, "present": available(name), "summary": info.summary, "licence": info.licence,
-         "options": {option: spelled(default) for option, (_, default) in data_options(name).items()}}
-        for name, info in DATASETS.items()
-    ]  # fmt: skip
-    _print_catalogue(rows, as_json, "data")
-
-
-@app.command("models", epilog="Example: gossamer train --data digits --model mlp --set model.hidden=64,64")
-@guarded
-def models_command(as_json: AsJson = False) -> None:
-    """List the reference models and their options."""
-    from .experiments.models import MODELS, model_options
-
-    rows = [
-        {"name": name, "summary": info.summary, "data": "/".join(info.kinds),
-         "options": {option: spelled(default) for option, (_, default) in model_options(name).items()}}
-        for name, info in MODELS.items()
-    ]  # fmt: skip
-    _print_catalogue(rows, as_json, "model")
-
-
-def _print_catalogue(rows: list[dict[str, Any]], as_json: bool, prefix: str) -> None:
-    if as_json:
-        typer.echo(json.dumps(rows, indent=1))
-        return
-    shown = {True: "yes", False: "no"}
-    print_table(
-        tuple(rows[0]),
-        [
-            [
-                " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else shown.get(value, value)
-                for value in row.values()
-            ]
-            for row in rows
-        ],
-    )
-    typer.echo(f"give an option as --set {prefix}.<option>=<value>")
+app.command("methods", epilog="Example: gossamer methods rigl")(methods_command)
+app.command("data", epilog="Example: gossamer train --data fashion-mnist --set data.pool=2 --model cnn")(data_command)
+app.command("models", epilog="Example: gossamer train --data digits --model mlp --set model.hidden=64,64")(
+    models_command
+)

@@ -12,6 +12,7 @@ from torch.optim import (
     LBFGS,
     SGD,
     Adadelta,
+    Adafactor,
     Adagrad,
     Adam,
     Adamax,
@@ -24,6 +25,7 @@ from torch.optim import (
     SparseAdam,
 )
 
+from .distributed import gather, local
 from .errors import AttachError
 
 # Slots that divide the update: a newborn entry starts from the mean of its active siblings.
@@ -115,15 +117,70 @@ def slots(optimizer: Optimizer | None, param: Tensor) -> dict[str, Tensor]:
     return {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == param.shape and v.ndim > 0}
 
 
-def first_moment(optimizer: Optimizer | None, param: Tensor) -> Tensor | None:
-    """The running mean of gradients, under whatever name the optimizer keeps it."""
+def move_slots(optimizer: Optimizer, param: Tensor, old: Tensor, new: Tensor, newborn: str) -> None:
+    """Follow a change of support, from mask `old` to `new` (local parts): clear what was dropped, start the newborn.
+
+    newborn: "neutral" gives new entries of second moments the mean of the surviving ones, "zero" the resting value.
+    """
+    dropped, born, survived = old & ~new, new & ~old, old & new
+    for name, held in slots(optimizer, param).items():
+        slot = local(held)
+        slot.masked_fill_(dropped, resting_value(name, optimizer, param))
+        if newborn == "neutral" and is_second_moment(name):
+            alike = gather(slot, param)[gather(survived, param)]
+            slot[born] = alike.mean() if alike.numel() else 0.0
+
+
+def momentum(optimizer: Optimizer | None, param: Tensor, name: str) -> Tensor:
+    """The running mean of gradients; under Adam and its like over the root of the second moment plus 1e-8.
+
+    A weight that has had no gradient yet has momentum 0.
+
+    Raises:
+        AttachError: the optimizer keeps none.
+    """
     held = slots(optimizer, param)
-    return next((held[name] for name in FIRST_MOMENTS if name in held), None)
+    first = next((held[slot] for slot in FIRST_MOMENTS if slot in held), None)
+    if first is None and optimizer is not None and not optimizer.state.get(param) and _keeps_momentum(optimizer):
+        return torch.zeros_like(local(param.detach()))
+    if first is None:
+        raise AttachError(_no_momentum(name, type(optimizer).__name__))
+    second = held.get("exp_avg_sq")
+    return local(first) if second is None else local(first) / (local(second).sqrt() + 1e-8)
+
+
+def _keeps_momentum(optimizer: Optimizer) -> bool:
+    return any(slot in state for state in optimizer.state.values() for slot in FIRST_MOMENTS)
+
+
+def require_momentum(optimizer: Optimizer, param: Tensor, name: str) -> None:
+    """Raise AttachError if the optimizer is known to keep no running mean of the gradients of this weight."""
+    group = group_of(optimizer, param)
+    without = {SGD: not group.get("momentum"), RMSprop: not (group.get("momentum") or group.get("centered"))}
+    if type(optimizer) in {Adafactor, Adagrad, Adadelta, Rprop, ASGD, LBFGS} or without.get(type(optimizer), False):
+        raise AttachError(_no_momentum(name, type(optimizer).__name__))
+
+
+def _no_momentum(name: str, optimizer: str) -> str:
+    return (
+        f"the method looks at the momentum of {name}, but {optimizer} keeps none as it is set up; use Adam, AdamW or "
+        "SGD with momentum=0.9, or a method that needs no momentum"
+    )
+
+
+def group_of(optimizer: Optimizer, param: Tensor) -> dict[str, Any]:
+    """The parameter group that holds `param`."""
+    return next(g for g in optimizer.param_groups if any(p is param for p in g["params"]))
+
+
+def learning_rate(optimizer: Optimizer, param: Tensor) -> float:
+    """The current learning rate of a weight."""
+    return float(group_of(optimizer, param)["lr"])
 
 
 def resting_value(slot: str, optimizer: Optimizer, param: Tensor) -> float:
     """The value of an untouched slot entry: 0, except where the optimizer itself starts elsewhere."""
-    group = next(g for g in optimizer.param_groups if any(p is param for p in g["params"]))
+    group = group_of(optimizer, param)
     if slot == "step_size":  # Rprop
         return float(group["lr"])
     if slot == "sum":  # Adagrad

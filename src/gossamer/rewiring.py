@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigError, DivergedError
+from .inactive import Zero
 from .method import Given, Method
 from .sites import DenseSite
-from .topology import Entries, Support
+from .topology import Constant, Entries, Score, Support, scores, spread
+from .topology.rules import select_alive
+from .topology.selection import count_true
 
 
 def generator_for(seed: int, name: str, event: str) -> torch.Generator:
@@ -35,39 +38,89 @@ def first_masks(method: Method, sites: Mapping[str, DenseSite], seed: int) -> di
     counts, init = method.counts(shapes(sites), 0), method.init
     if isinstance(init, Given):
         return _given(init, sites, counts)
+    return _highest(init, method, sites, seed, counts)
+
+
+@torch.no_grad()
+def first_reach(
+    method: Method, sites: Mapping[str, DenseSite], seed: int, first: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The masks of what is trained at first, supersets of the `first` supports; empty where that is everything."""
+    counts = method.reach_counts(shapes(sites), 0)
+    if counts is None:
+        return {}
+    init = method.init if isinstance(method.init, Score) else scores.magnitude
+    wider = _highest(init, method, sites, seed, counts)
+    return {name: mask | first[name] for name, mask in wider.items()}
+
+
+def _highest(
+    score: Score, method: Method, sites: Mapping[str, DenseSite], seed: int, counts: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """The best entries; weights compete as in the method, but not by random numbers: then the allocation stands."""
     masks: dict[str, Tensor] = {}
-    for group in _groups(method, sites):
-        scores = [init(_entries(site, init.needs, seed, "init")) for site in group]
-        chosen = method.structure.select(scores, sum(counts[site.name] for site in group))
+    groups = [[site] for site in sites.values()] if "generator" in score.needs else _groups(method, sites).values()
+    for group in groups:
+        values = [score(_entries(site, score.needs, seed, "init", 0)) for site in group]
+        nothing = [torch.zeros_like(value, dtype=torch.bool) for value in values]
+        chosen = select_alive(method.structure, values, sum(counts[site.name] for site in group), nothing)
         masks.update({site.name: mask for site, mask in zip(group, chosen, strict=True)})
     return masks
 
 
-def rewire(method: Method, sites: Mapping[str, DenseSite], seed: int, step: int) -> None:
+def rewire(
+    method: Method, sites: Mapping[str, DenseSite], seed: int, step: int, memory: dict[str, dict[str, float]]
+) -> None:
     """Let the method's rule choose new supports and assign them.
+
+    memory: what the rule remembers, by group.
 
     Raises:
         DivergedError: a score is not finite; names the weights.
     """
-    counts = method.counts(shapes(sites), step)
-    for group in _groups(method, sites):
-        entries = [_entries(site, method.rule.needs, seed, f"rewire {step}") for site in group]
+    counts, reach = _next_counts(method, sites, step), method.reach_counts(shapes(sites), step)
+    for key, group in _groups(method, sites).items():
+        entries = [_entries(site, method.rule.needs, seed, f"rewire {step}", step) for site in group]
+        remembered = memory.setdefault(key, {})
+
+        def choose(numbers: Mapping[str, int]) -> list[Tensor]:
+            wanted = [numbers[site.name] for site in group]  # noqa: B023 - called at once
+            return method.rule.rewire(entries, wanted, method.structure, step, remembered)  # noqa: B023
+
         try:
-            masks = method.rule.rewire(entries, [counts[s.name] for s in group], method.structure, step)
+            masks, wider = choose(counts), [None] * len(group) if reach is None else choose(reach)
         except DivergedError as error:
             names = ", ".join(site.name for site in group)
             raise DivergedError(f"rewiring {names} at step {step}: {error}") from None
-        for site, mask in zip(group, masks, strict=True):
-            site.assign(mask)
+        for site, mask, trained in zip(group, masks, wider, strict=True):
+            site.assign(mask, step, _newborn_generator(site, seed, step))
+            if trained is not None:
+                site.traits.set_reach(trained | mask)
 
 
-def _groups(method: Method, sites: Mapping[str, DenseSite]) -> list[list[DenseSite]]:
-    return [list(sites.values())] if method.scope == "global" else [[site] for site in sites.values()]
+def _next_counts(method: Method, sites: Mapping[str, DenseSite], step: int) -> dict[str, int]:
+    """Counts of a density that falls never ask a weight for more than it holds: rounding could, by one."""
+    counts = method.counts(shapes(sites), step)
+    if isinstance(method.density, float | Constant):
+        return counts
+    held = [count_true(site.whole_mask()) for site in sites.values()]
+    if sum(held) < sum(counts.values()):
+        return counts
+    return dict(zip(counts, spread(list(counts.values()), held, sum(counts.values())), strict=True))
 
 
-def _entries(site: DenseSite, needs: frozenset[str], seed: int, event: str) -> Entries:
+def _newborn_generator(site: DenseSite, seed: int, step: int) -> torch.Generator | None:
+    drawn = isinstance(site.inactive, Zero) and site.inactive.newborn_std > 0
+    return generator_for(seed, site.name, f"newborn {step}") if drawn else None
+
+
+def _groups(method: Method, sites: Mapping[str, DenseSite]) -> dict[str, list[DenseSite]]:
+    return {"": list(sites.values())} if method.scope == "global" else {site.name: [site] for site in sites.values()}
+
+
+def _entries(site: DenseSite, needs: frozenset[str], seed: int, event: str, step: int) -> Entries:
     generator = generator_for(seed, site.name, event) if "generator" in needs else None
-    return site.entries(needs, generator)
+    return site.entries(needs, generator, step)
 
 
 def _given(init: Given, sites: Mapping[str, DenseSite], counts: Mapping[str, int]) -> dict[str, Tensor]:

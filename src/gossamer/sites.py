@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch.optim import Optimizer
 from . import distributed, optimizer_state
 from .errors import AttachError, CheckpointError
 from .gate import GradientGate
+from .inactive import Action, Live, Zero
+from .latent import Latent
 from .masking import keep_on
-from .method import Live, Zero
 from .topology import Entries, Support
+from .traits import Traits
 
 
 @dataclass
@@ -23,8 +26,8 @@ class DenseSite:
 
     name: canonical parameter name; parameter: of shape (out, in, *kernel) or as its layer has it.
     mask: bool, of the shape of the local part of the parameter; replaced, never changed in place.
-    trainable: the dense weights of a live method, None for others.
-    gate: what passes of the gradient off the support.
+    latent: the dense trainable weights of a live method, None for others.
+    gate: what passes of the gradient off the support. traits: what else is remembered per entry.
     """
 
     name: str
@@ -34,20 +37,20 @@ class DenseSite:
     inactive: Zero | Live
     optimizer: Optimizer | None = None
     mask: Tensor = field(init=False)
-    trainable: Tensor | None = field(init=False, default=None)
+    latent: Latent | None = field(init=False, default=None, repr=False)
     gate: GradientGate = field(init=False, repr=False)
+    traits: Traits = field(init=False, repr=False)
     stashed_grad: Tensor | None = field(init=False, default=None)
-    handed_over: bool = field(init=False, default=False)
     _kind: str = field(init=False, repr=False)
     _slot_ids: tuple[int, ...] = field(init=False, default=(), repr=False)
     _version: int = field(init=False, default=-1, repr=False)  # of the parameter when it was last made sparse
     _undisturbed: bool = field(init=False, default=False, repr=False)  # nothing wrote to it since
-    _view: Tensor | None = field(init=False, default=None, repr=False)
     _before: Tensor | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.mask = torch.ones_like(self.weight, dtype=torch.bool)
-        self.gate = GradientGate(self.parameter, lambda: self.mask)
+        self.traits = Traits(self.name, self.parameter)
+        self.gate = GradientGate(self.parameter, lambda: self.mask if self.traits.reach is None else self.traits.reach)
         self._kind = f"{self.weight.dtype} on {self.weight.device}"
 
     # -- reading --
@@ -56,6 +59,16 @@ class DenseSite:
     def live(self) -> bool:
         """Whether inactive weights keep a value."""
         return isinstance(self.inactive, Live)
+
+    @property
+    def trainable(self) -> Tensor | None:
+        """The local part of the dense trainable weights of a live method, None for others."""
+        return None if self.latent is None else self.latent.values
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether the parameter holds the trainable weights at the moment."""
+        return self.latent is not None and self.latent.handed_over
 
     @property
     def weight(self) -> Tensor:
@@ -69,17 +82,24 @@ class DenseSite:
 
     def support(self) -> Support:
         """The support of the whole weight. A collective when the parameter is sharded."""
-        return Support.from_mask(distributed.gather(self.mask, self.parameter))
+        return Support.from_mask(self.whole_mask())
 
-    def entries(self, needs: frozenset[str], generator: torch.Generator | None) -> Entries:
-        """Aligned tensors over the whole weight that scores look at; gradients are unscaled."""
+    def whole_mask(self) -> Tensor:
+        """The support as a bool mask; treat it as read-only. A collective when the parameter is sharded."""
+        return self._whole(self.mask)
+
+    def entries(self, needs: frozenset[str], generator: torch.Generator | None, step: int = 0) -> Entries:
+        """Aligned tensors over the whole weight that scores look at; gradients are unscaled.
+
+        Raises:
+            AttachError: a score needs the momentum and the optimizer keeps none.
+        """
         whole = self._whole
-        fields: dict[str, Any] = {}
+        fields: dict[str, Any] = dict(self.traits.entries(needs, step))
         if "grad" in needs:
             fields["grad"] = self._gradient()
         if "momentum" in needs:
-            held = optimizer_state.first_moment(self.optimizer, self.parameter)
-            fields["momentum"] = self._zeros() if held is None else whole(distributed.local(held))
+            fields["momentum"] = whole(optimizer_state.momentum(self.optimizer, self.parameter, self.name))
         source = self.weight if self.trainable is None or self.handed_over else self.trainable
         return Entries(weight=whole(source), active=whole(self.mask), generator=generator, **fields)
 
@@ -93,10 +113,6 @@ class DenseSite:
 
     def _whole(self, part: Tensor) -> Tensor:
         return distributed.gather(part, self.parameter)
-
-    def _slots(self) -> dict[str, Tensor]:
-        held = optimizer_state.slots(self.optimizer, self.parameter)
-        return {name: distributed.local(slot) for name, slot in held.items()}
 
     def check_identity(self) -> None:
         """Raise if the module now holds another Parameter than the one that was attached."""
@@ -112,25 +128,15 @@ class DenseSite:
                 f"{self.name} is {weight.dtype} on {weight.device} now and was {self._kind} in sparsify(); call "
                 "sparsify() after model.to() or model.double()"
             )
-        self._check_view()
-
-    def _check_view(self) -> None:
-        """Raise if something wrote other weights over the sparse view of a live method: they would be lost."""
-        if self.trainable is None or self.handed_over or self.parameter._version == self._version:
-            return
-        expected = torch.empty_like(self.trainable)
-        keep_on(self.mask, self.trainable, out=expected)
-        if not torch.equal(expected, self.weight):
-            raise AttachError(
-                f"the values of {self.name} were changed outside, but this method trains weights of its own: load "
-                "weights before sparsify(), or a run with sparsifier.load_state_dict(); restore() undoes the change"
-            )
-        self._version = self.parameter._version
+        if self.latent is not None:
+            self.latent.check(self.mask, self.name)
 
     # -- the optimizer and the gradient --
 
-    def check_optimizer(self, optimizer: Optimizer) -> None:
-        """Raise if s would have to act where it cannot."""
+    def check_optimizer(self, optimizer: Optimizer, needs: frozenset[str]) -> None:
+        """Raise if s would have to act where it cannot, or a score needs a momentum that there is not."""
+        if "momentum" in needs:
+            optimizer_state.require_momentum(optimizer, self.parameter, self.name)
         scale, on = self._scale(optimizer)
         if on == "gradient" and scale not in (0.0, 1.0) and distributed.is_sharded(self.parameter):
             raise AttachError(
@@ -152,7 +158,8 @@ class DenseSite:
     def arm(self, *, growing: bool) -> None:
         """Set what the next backward pass lets through off the support."""
         scale, on = self._scale(self.optimizer)
-        self.gate.off_scale = 1.0 if growing or on == "update" else scale
+        scale = 0.0 if self.traits.reach is not None else 1.0 if on == "update" else scale
+        self.gate.off_scale = 1.0 if growing else scale
 
     def stash_gradient(self, scale: float) -> None:
         """Keep the dense, unscaled gradient for growth; what the optimizer consumes is to be gated."""
@@ -161,61 +168,60 @@ class DenseSite:
             self.stashed_grad = grad.detach() / scale if scale != 1.0 else grad.detach().clone()
         self.arm(growing=False)
 
-    # -- the optimizer step of live methods --
+    def add_decay(self, scale: float) -> None:
+        """Add lambda w to the gradient of what is trained; `scale` is the loss scale still inside the gradient."""
+        inactive, grad = self.inactive, self.parameter.grad
+        if not isinstance(inactive, Live) or grad is None or not (inactive.decay or inactive.active_decay):
+            return
+        w = self.weight if self.trainable is None else self.trainable
+        pull = torch.where(self.mask, inactive.active_decay * w, inactive.decay * w)
+        if self.traits.reach is not None:
+            keep_on(self.traits.reach, pull, out=pull)
+        distributed.local(grad).add_(pull, alpha=scale)
 
-    @property
-    def _in_place(self) -> bool:
-        """Where addresses must stay: FSDP2 shards and cuDNN's flat RNN weights."""
-        flat_rnn = isinstance(self.module, nn.RNNBase) and self.parameter.is_cuda
-        return flat_rnn or distributed.is_sharded(self.parameter)
+    # -- the optimizer step of live methods --
 
     def hand_over(self) -> None:
         """Put the trainable weights where the optimizer will step on them; see whether the others are as left."""
-        if self.trainable is None:
+        if self.latent is None:
             sharded = distributed.is_sharded(self.parameter)  # versions are not kept for shards
             self._undisturbed = not sharded and self.parameter._version == self._version
             return
         scale, on = self._scale(self.optimizer)
-        if on == "update" and scale != 1.0:
-            self._before = self.trainable.clone()
-        if self._in_place:
-            self.weight.copy_(self.trainable)
-        else:
-            self._view, self.parameter.data = self.parameter.data, self.trainable
-        self.handed_over = True
+        if (on == "update" and scale != 1.0) or self.traits.reach is not None:
+            self._before = self.latent.values.clone()
+        self.latent.hand_over()
 
     def show_sparse(self) -> None:
         """Put the sparse view back: the trainable weights on the support, zero elsewhere."""
-        if self.trainable is None:
-            return
-        if self._in_place:
-            if self.handed_over:
-                self.trainable.copy_(self.weight)
-            keep_on(self.mask, self.trainable, out=self.weight)
-        else:
-            if self.handed_over:
-                self.trainable, self._view = self.parameter.data, self._view
-            view = self._view if self.handed_over and self._view is not None else self.parameter.data
-            keep_on(self.mask, self.trainable, out=view)
-            self.parameter.data = view
-        self._view = None
-        self.handed_over = False
-        self._version = self.parameter._version
+        if self.latent is not None:
+            self.latent.show_sparse(self.mask)
 
     def act_on_inactive(self, step: int) -> None:
         """After the update of `step`: what its forward pass left out is scaled by s and decayed, or cleared."""
         if not isinstance(self.inactive, Live):
             return self._stay_zero()
         trained = self.weight
-        if self._before is not None:
+        if self._before is not None and self.traits.reach is not None:
+            torch.where(self.traits.reach, trained, self._before, out=trained)
+        elif self._before is not None:
             scaled = self._before + self.inactive.scale * (trained - self._before)
             torch.where(self.mask, trained, scaled, out=trained)
-            self._before = None
+        self._before = None
         decay = self.inactive.exploit.decay(step) if self.inactive.exploit else 0.0
         if decay == 1.0:
             keep_on(self.mask, trained, out=trained)
         elif decay:
             torch.where(self.mask, trained, trained - decay * trained, out=trained)
+
+    def act_on_active(self, action: Action, generator: torch.Generator | None) -> None:
+        """After the update: what the method does to the active weights beside it. Inactive ones are cleared later."""
+        assert self.optimizer is not None
+        fields = self.traits.entries(action.needs, 0)
+        lr = optimizer_state.learning_rate(self.optimizer, self.parameter)
+        moved = action(self._whole(self.weight), lr=lr, sign=fields.get("sign"), generator=generator)
+        self.weight.copy_(distributed.shard(moved, self.parameter))
+        self._undisturbed = False
 
     def abandon_step(self) -> None:
         """Make the weight sparse again after an update that raised or a change from outside."""
@@ -227,34 +233,43 @@ class DenseSite:
 
     # -- supports --
 
-    def start(self, mask: Tensor) -> None:
-        """Take the first support (of the whole weight) and make the parameter sparse."""
+    def start(self, mask: Tensor, needs: frozenset[str], signs: torch.Generator | None) -> None:
+        """Take the first support (of the whole weight), make the parameter sparse and the traits that `needs` names."""
         self._set_mask(distributed.shard(mask, self.parameter))
         if self.live:
-            self.trainable = self.weight.clone()
+            self.latent = Latent(self.module, self.parameter)
             self.show_sparse()
         else:
             self.clear_inactive()
+        self.traits.start(needs, self.weight, signs)
 
     def clear_inactive(self) -> None:
         """Make the weight exactly zero off its support."""
         keep_on(self.mask, self.weight, out=self.weight)
 
-    def assign(self, mask: Tensor) -> None:
-        """Change to another support of the whole weight; dropped and newborn entries are treated as stated."""
+    def assign(self, mask: Tensor, step: int, generator: torch.Generator | None = None) -> None:
+        """Change to another support of the whole weight; dropped and newborn entries are treated as stated.
+
+        step: completed optimizer steps. generator: for the values of newborn entries that do not start at zero.
+        """
         new, old = distributed.shard(mask, self.parameter), self.mask
         self._set_mask(new)
         self.stashed_grad = None
+        self.traits.grown(new & ~old, step)
         if isinstance(self.inactive, Zero):
             self._move_slots(old, new)
             self.clear_inactive()
+            if generator is not None:
+                drawn = torch.randn(self.shape, generator=generator) * self.inactive.newborn_std
+                values = distributed.shard(drawn.to(self.weight.device, self.weight.dtype), self.parameter)
+                torch.where(new & ~old, values, self.weight, out=self.weight)
 
     def _stay_zero(self) -> None:
         """Clear what the update may have moved off the support; a pass over the weight is saved where it cannot have.
 
         Slots that were made, loaded or inherited from dense training come to rest off the support.
         """
-        ids = tuple(map(id, self._slots().values()))
+        ids = tuple(map(id, optimizer_state.slots(self.optimizer, self.parameter).values()))
         if ids != self._slot_ids:
             self._slot_ids, self._undisturbed = ids, False
             self._move_slots(torch.ones_like(self.mask), self.mask)
@@ -264,32 +279,24 @@ class DenseSite:
         self._version = self.parameter._version
 
     def _move_slots(self, old: Tensor, new: Tensor) -> None:
-        if not isinstance(self.inactive, Zero) or self.inactive.slots == "keep" or self.optimizer is None:
-            return
-        dropped, born, survived = old & ~new, new & ~old, old & new
-        for name, slot in self._slots().items():
-            rest = optimizer_state.resting_value(name, self.optimizer, self.parameter)
-            slot.masked_fill_(dropped, rest)
-            if self.inactive.newborn == "neutral" and optimizer_state.is_second_moment(name):
-                slot[born] = self._mean(slot, survived)
-
-    def _mean(self, slot: Tensor, where: Tensor) -> Tensor:
-        total = self._whole(slot)[self._whole(where)]
-        return total.mean() if total.numel() else slot.new_zeros(())
+        if isinstance(self.inactive, Zero) and self.inactive.slots == "zero" and self.optimizer is not None:
+            optimizer_state.move_slots(self.optimizer, self.parameter, old, new, self.inactive.newborn)
 
     def synchronise(self) -> None:
         """Take rank 0's support and trainable weights. A collective; sharded weights agree by construction."""
         if distributed.is_sharded(self.parameter):
             return
         self._set_mask(distributed.broadcast(self.mask.clone()))
+        self.traits.synchronise()
         if self.trainable is None:
             self.clear_inactive()
         else:
             distributed.broadcast(self.trainable)
             self.show_sparse()
 
-    def check_state(self, support: Support, trainable: Tensor | None) -> None:
-        """Raise if a saved support or saved trainable weights (both whole) do not fit this weight."""
+    def check_state(self, support: Support, trainable: Tensor | None, traits: Mapping[str, Tensor]) -> None:
+        """Raise if a saved support, saved trainable weights or traits (all whole) do not fit this weight."""
+        self.traits.check(traits)
         if tuple(support.shape) != tuple(self.shape):
             raise CheckpointError(
                 f"the saved support of {self.name} has shape {tuple(support.shape)}, the weight has "
@@ -298,8 +305,9 @@ class DenseSite:
         if self.live and (trainable is None or trainable.shape != self.shape):
             raise CheckpointError(f"the state holds no trainable weights of {self.name} that fit its shape")
 
-    def load(self, support: Support, trainable: Tensor | None) -> None:
+    def load(self, support: Support, trainable: Tensor | None, traits: Mapping[str, Tensor]) -> None:
         """Take over what `check_state` found to fit."""
+        self.traits.load(traits)
         self._set_mask(distributed.shard(support.mask.to(self.parameter.device), self.parameter))
         self.stashed_grad = None
         if self.trainable is None or trainable is None:
@@ -320,4 +328,4 @@ class DenseSite:
     def bytes(self) -> int:
         """What this site holds beside model and optimizer between steps, on this rank."""
         extra = 0 if self.trainable is None else self.trainable.nbytes
-        return self.mask.nbytes + extra
+        return self.mask.nbytes + extra + self.traits.bytes()

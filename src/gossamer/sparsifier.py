@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
@@ -20,44 +21,11 @@ from .method import Live, Method
 from .sites import DenseSite
 from .state import VERSION, check_fits, read_state
 from .targets import Candidate, choose
-from .topology import Select, Support
+from .topology import PruneThen, Select, Support
 
+Observer = Callable[[int, Mapping[str, Tensor], Mapping[str, Tensor]], None]
 _SYNC_EVERY = 100  # selections between two comparisons of supports across ranks
 _attached: WeakIdKeyDictionary = WeakIdKeyDictionary()  # Parameter -> name, while a Sparsifier owns it
-
-
-def sparsify(
-    model: nn.Module,
-    method: Method,
-    optimizer: Optimizer | Sequence[Optimizer] | None = None,
-    *,
-    total_steps: int | None = None,
-    targets: str | type[nn.Module] | Sequence[str | type[nn.Module]] | None = None,
-    seed: int = 0,
-) -> Sparsifier:
-    """Make `model` sparse and keep it sparse while `optimizer` trains it; the training loop does not change.
-
-    The model stays an ordinary model: same parameters, same names, exact zeros off the supports.
-
-    method: from `gossamer.methods`, or your own `Method`.
-    optimizer: the optimizer, or all optimizers of the model; None leaves that to `Sparsifier.attach`.
-    total_steps: length of training in optimizer steps; methods with fractions of training need it.
-    targets: None, a preset ("default", "advances", "dctps"), name globs or module types; see `gossamer.targets`.
-    seed: of every random choice the method makes; give all ranks the same.
-
-    Raises:
-        TargetError: targets match nothing that can be sparse.
-        ConfigError: the method cannot run as asked, e.g. `total_steps` is missing or the density infeasible.
-        AttachError: a weight is sparsified already, or the optimizer does not hold it.
-
-    >>> import torch, gossamer
-    >>> model = torch.nn.Linear(100, 10)
-    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    >>> sparsifier = gossamer.sparsify(model, gossamer.methods.static(0.1), optimizer)
-    >>> int((model.weight != 0).sum()), sparsifier.supports["weight"].count
-    (100, 100)
-    """
-    return Sparsifier(model, method, optimizer, total_steps=total_steps, targets=targets, seed=seed)
 
 
 class Sparsifier:
@@ -73,7 +41,7 @@ class Sparsifier:
         targets: str | type[nn.Module] | Sequence[str | type[nn.Module]] | None = None,
         seed: int = 0,
     ) -> None:
-        """As `sparsify`, which is the way to make one."""
+        """As `sparsify` of `gossamer.entry`, which is the way to make one."""
         if not isinstance(method, Method):
             raise ConfigError(f"method is {method!r}; expected a Method such as gossamer.methods.rigl(density=0.1)")
         distributed.refuse(model)
@@ -87,6 +55,8 @@ class Sparsifier:
         self._gates: list[RemovableHandle] = []
         self._synced = False
         self._selections = 0
+        self._memory: dict[str, dict[str, float]] = {}  # of the rule, by group
+        self._observers: dict[int, Observer] = OrderedDict()
         owners = None if optimizer is None else self._owners(optimizer)
         try:
             with torch.no_grad():
@@ -99,10 +69,16 @@ class Sparsifier:
 
     def _start(self) -> None:
         first = rewiring.first_masks(self.method, self.sites, self.seed)  # may raise: nothing is touched so far
+        if self.total_steps is not None:  # a density that falls must be feasible to its end
+            self.method.counts(rewiring.shapes(self.sites), self.total_steps)
+        reach = rewiring.first_reach(self.method, self.sites, self.seed, first)
         for name, site in self.sites.items():
             _attached[site.parameter] = name
-            site.start(first[name])
+            signs = rewiring.generator_for(self.seed, name, "sign") if "sign" in self.method.needs else None
+            site.start(first[name], self.method.needs, signs)
             self._gates += site.gate.install()
+        for name, mask in reach.items():
+            self.sites[name].traits.set_reach(mask)
         self._synchronise()
         self._arm_gates()
 
@@ -139,6 +115,15 @@ class Sparsifier:
             f"active={table.active}/{table.eligible})"
         )
 
+    def watch(self, observer: Observer) -> RemovableHandle:
+        """Call ``observer(step, before, after)`` after every rewiring, until the handle is `remove`d.
+
+        step: completed optimizer steps. before, after: weight name -> bool mask, read-only. Observers are not saved.
+        """
+        handle = RemovableHandle(self._observers)
+        self._observers[handle.id] = observer
+        return handle
+
     # -- attaching --
 
     def attach(self, optimizer: Optimizer | Sequence[Optimizer]) -> None:
@@ -167,7 +152,7 @@ class Sparsifier:
         optimizers = optimizer_state.usable(optimizer, live=isinstance(self.method.inactive, Live))
         owners = {n: optimizer_state.owner(n, site.parameter, optimizers) for n, site in self.sites.items()}
         for name, site in self.sites.items():
-            site.check_optimizer(owners[name])
+            site.check_optimizer(owners[name], self.method.needs)
         return optimizers, owners
 
     def _attach(self, plan: tuple[list[Optimizer], dict[str, Optimizer]]) -> None:
@@ -242,6 +227,7 @@ class Sparsifier:
             if growing:
                 site.stash_gradient(optimizer_state.gradient_scale(optimizer))
             site.gate.close()
+            site.add_decay(optimizer_state.gradient_scale(optimizer))
             site.hand_over()
         if growing and consume:  # no parameter of this optimizer moves
             for group in optimizer.param_groups:
@@ -249,8 +235,10 @@ class Sparsifier:
                     parameter.grad = None
 
     def _after_update(self, optimizer: Optimizer, complete: bool) -> None:
-        own = self._own(optimizer)
+        own, action = self._own(optimizer), self.method.action
         for site in own:
+            if action is not None:
+                site.act_on_active(action, rewiring.generator_for(self.seed, site.name, f"action {self.step}"))
             site.act_on_inactive(self.step)
         if complete:
             self._complete_step()
@@ -275,7 +263,9 @@ class Sparsifier:
         inactive = self.method.inactive
         if isinstance(inactive, Live):
             return inactive.exploit is None or not inactive.exploit.frozen(step - 1)
-        return isinstance(self.method.rule, Select) or step != self.total_steps  # newborns must still be trained
+        return (
+            isinstance(self.method.rule, Select | PruneThen) or step != self.total_steps
+        )  # newborns must still be trained
 
     def _growing(self) -> bool:
         """Whether the gradient of the current step decides where to grow."""
@@ -289,11 +279,19 @@ class Sparsifier:
             site.arm(growing=growing)
 
     def _rewire(self, step: int) -> None:
-        rewiring.rewire(self.method, self.sites, self.seed, step)
+        before = self._whole_masks() if self._observers else {}
+        rewiring.rewire(self.method, self.sites, self.seed, step, self._memory)
         self._selections += 1
-        frequent = isinstance(self.method.rule, Select)
+        if self._observers:
+            after = self._whole_masks()
+            for observer in list(self._observers.values()):
+                observer(step, before, after)
+        frequent = isinstance(self.method.inactive, Live)
         if distributed.active() and not (frequent and self._selections % _SYNC_EVERY):
             distributed.check_supports(self.sites, step)
+
+    def _whole_masks(self) -> dict[str, Tensor]:
+        return {name: site.whole_mask() for name, site in self.sites.items()}
 
     def _synchronise(self) -> None:
         """Take rank 0's supports and trainable weights: a rank that was initialised differently has others."""
@@ -324,6 +322,8 @@ class Sparsifier:
             "selections": self._selections,
             "supports": {name: site.support().compact().state() for name, site in self.sites.items()},
             "trainables": {name: value for name, value in trainables.items() if value is not None},
+            "traits": {name: site.traits.state() for name, site in self.sites.items()},
+            "memory": {group: dict(values) for group, values in self._memory.items()},
         }
 
     @torch.no_grad()
@@ -338,6 +338,7 @@ class Sparsifier:
         saved = read_state(state)
         check_fits(saved, self.method, self.total_steps, self.sites)
         for name, site in self.sites.items():
-            site.load(saved["supports"][name], saved["trainables"].get(name))
+            site.load(saved["supports"][name], saved["trainables"].get(name), saved["traits"][name])
+        self._memory = saved["memory"]
         self.seed, self.step, self._selections = saved["seed"], saved["step"], saved["selections"]
         self._arm_gates()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ _KEYS = {
     "selections": int,
     "supports": Mapping,
     "trainables": Mapping,
+    "traits": Mapping,
+    "memory": Mapping,
 }
 
 
@@ -53,7 +56,25 @@ def read_state(state: Any) -> dict[str, Any]:
         if not isinstance(name, str) or not isinstance(value, Tensor) or not value.is_floating_point():
             raise CheckpointError(f"the saved state is damaged: the trainable weights of {name!r} are no real tensor")
         trainables[canonical(name)] = value
-    return {**state, "supports": supports, "trainables": trainables}
+    traits = {canonical(name): _traits(name, state["traits"].get(name, {})) for name in state["supports"]}
+    memory = {group: _memory(group, values) for group, values in state["memory"].items()}
+    return {**state, "supports": supports, "trainables": trainables, "traits": traits, "memory": memory}
+
+
+def _traits(name: str, value: Any) -> dict[str, Tensor]:
+    if not isinstance(value, Mapping) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
+        raise CheckpointError(f"the saved state is damaged: what it keeps per entry of {name!r} are no tensors")
+    return dict(value)
+
+
+def _memory(group: Any, values: Any) -> dict[str, float]:
+    numbers = isinstance(values, Mapping) and all(
+        isinstance(key, str) and isinstance(value, int | float) and math.isfinite(value)
+        for key, value in values.items()
+    )
+    if not isinstance(group, str) or not numbers:
+        raise CheckpointError(f"the saved state is damaged: the rule's memory of {group!r} are no numbers")
+    return {key: float(value) for key, value in values.items()}
 
 
 def _support(name: str, value: Mapping[str, Any]) -> Support:
@@ -77,22 +98,49 @@ def check_fits(
         odd = sorted(supports.keys() ^ sites.keys())
         raise CheckpointError(f"the state belongs to another model or other targets: {', '.join(odd[:5])} differ")
     for name, site in sites.items():
-        site.check_state(supports[name], state["trainables"].get(name))
-    if isinstance(method.density, Constant):  # counts of a scheduled density depend on when it was last applied
-        _check_counts({name: support.count for name, support in supports.items()}, method, sites, state["step"])
+        site.check_state(supports[name], state["trainables"].get(name), state["traits"][name])
+    _check_counts({name: support.count for name, support in supports.items()}, method, sites, state["step"])
+    _check_reach(supports, {name: traits.get("reach") for name, traits in state["traits"].items()}, method, sites)
 
 
 def _check_counts(held: Mapping[str, int], method: Method, sites: Mapping[str, DenseSite], step: int) -> None:
-    counts = method.counts(shapes(sites), step)
-    if sum(held.values()) != sum(counts.values()):
+    constant = isinstance(method.density, Constant)
+    counts = method.counts(shapes(sites), 0 if constant else _last_rewiring(method, step))
+    total, expected = sum(held.values()), sum(counts.values())
+    if total > expected if method.budget == "at most" else total != expected:
         raise CheckpointError(
-            f"the saved supports hold {sum(held.values())} entries, this method keeps {sum(counts.values())}: the "
-            "state was saved with another density"
+            f"the saved supports hold {total} entries, this method keeps {expected}: the state was saved with another "
+            "density"
         )
-    moving = method.scope == "global" or getattr(method.rule, "quota", None) is not None
     odd = [name for name in held if held[name] != counts[name]]
-    if odd and not moving:
+    if odd and method.budget == "each" and constant:
         raise CheckpointError(
             f"the saved support of {odd[0]} holds {held[odd[0]]} entries, this method keeps {counts[odd[0]]}: the "
             "state was saved with another allocation"
+        )
+
+
+def _last_rewiring(method: Method, step: int) -> int:
+    """When a scheduled density was last applied, 0 for never."""
+    latest = step if method.at == "after" else step - 1
+    return next((t for t in range(latest, 0, -1) if method.clock.due(t)), 0)
+
+
+def _check_reach(
+    supports: Mapping[str, Support],
+    reach: Mapping[str, Tensor | None],
+    method: Method,
+    sites: Mapping[str, DenseSite],
+) -> None:
+    counts, trained = method.reach_counts(shapes(sites), 0), 0
+    for name, site in sites.items():
+        mask = reach[name]
+        if mask is not None and (counts is None or bool((supports[name].mask.to(mask.device) & ~mask).any())):
+            raise CheckpointError(f"the saved state is damaged: what is trained of {name} does not fit its support")
+        trained += site.shape.numel() if mask is None else int(mask.sum())
+    constant = isinstance(method.density, Constant) and isinstance(getattr(method.inactive, "reach", None), Constant)
+    if counts is not None and constant and trained != sum(counts.values()):
+        raise CheckpointError(
+            f"the saved state trains {trained} entries, this method {sum(counts.values())}: it was saved with another "
+            "density of what is trained"
         )

@@ -43,6 +43,18 @@ def recipes() -> dict[str, gossamer.Method]:
         "rewire": methods.rewire(0.3, exploit=gossamer.Reset(7)),
         "rewire-global": methods.rewire(0.3, exploit=gossamer.Fix(0.7), scope="global"),
         "rewire-scaled": methods.rewire(0.3, every=2, exploit=None, scale=0.4, scale_on="update"),
+        "set-drawn": methods.set_(0.3, every=3, newborn_std=0.1, grace=7),
+        "deepr": methods.deepr(0.3, temperature=1e-3),
+        "deepr-global": methods.deepr(0.3, temperature=1e-3, every=2, scope="global"),
+        "dsr": methods.dsr(0.3, every=3, target=0.2, threshold=0.02, double_at=(), grace=4),
+        "snfs": methods.snfs(0.3, every=3),
+        "topkast": methods.topkast(0.3, every=2, decay=0.01),
+        "topkast-global": methods.topkast(0.3, backward=0.95, scope="global"),
+        "sr-ste": methods.sr_ste(0.5, decay=0.01, group=2),
+        "srigl": methods.srigl(0.3, every=3, fraction=0.5),
+        "granet": methods.granet(0.3, every=3),
+        "gmp": methods.gmp(0.3, every=3),
+        "gmp-global": methods.gmp(0.3, every=3, scope="global"),
     }
 
 
@@ -126,7 +138,7 @@ def tampered_support() -> dict[str, Any]:
             nn.functional.cross_entropy(model(x), y).backward()
             if step == 1 and dist.get_rank() == 1:
                 site = sparsifier.sites["3.weight"]
-                site.assign(site.mask.flip(0))
+                site.assign(site.mask.flip(0), 1)
             optimizer.step()
     except GossamerError as error:
         message = f"{type(error).__name__}: {error}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -47,14 +48,15 @@ def test_run_report_is_self_contained_and_complete(make: Make) -> None:
     result = train(config)
     folder = Path(str(config.out))
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
-    assert len(page.links) == 1
-    kind, _, image = page.links[0].partition(",")
-    assert kind == "data:image/png;base64"
-    assert base64.b64decode(image).startswith(PNG)
+    assert len(page.links) == 2  # loss and metric, topology
+    for link in page.links:
+        assert link.startswith("data:image/png;base64,")
+        assert base64.b64decode(link.partition(",")[2]).startswith(PNG)
+    image = page.links[0].partition(",")[2]
     assert (folder / "curves.png").read_bytes() == base64.b64decode(image)
     expected = ["linear1.weight", "head.bias", "metric.value", f"{result.counts['active']:,}", "config.yaml"[:6]]
     assert all(any(text.lower() in cell.lower() for cell in page.cells) for text in expected)
-    assert {"Result", "Curves", "Layers", "Config", "Origin"} <= set(page.cells)
+    assert {"Result", "Curves", "Layers", "Topology", "Config", "Origin"} <= set(page.cells)
 
 
 def test_density_bars_are_as_wide_as_the_density(make: Make) -> None:
@@ -79,6 +81,40 @@ def test_without_matplotlib_the_report_says_so(make: Make, monkeypatch: pytest.M
 def test_text_is_escaped() -> None:
     page = Page(report.page("<b>a & b</b>", "x < y", [report._table(("<i>",), [("</td>",)])]))
     assert {"<b>a & b</b>", "x < y", "<i>", "</td>"} <= set(page.cells)
+
+
+def test_topology_is_told_by_weight(make: Make) -> None:
+    config = make(method="set", args={"every": 5})
+    train(config)
+    page = Page((Path(str(config.out)) / "report.html").read_text(encoding="utf-8"))
+    start = page.cells.index("ever active")
+    line = page.cells[page.cells.index("linear1.weight", start) :][:8]
+    last = rows_of(config)[-1]
+    assert line[1:3] == ["1,024", str(last["counts"]["linear1.weight"])]
+    assert float(line[5]) >= last["counts"]["linear1.weight"] / 1024
+    assert "head.weight" in page.cells[start:]
+
+
+@pytest.mark.parametrize("method", ["static", "dense", "small"])
+def test_without_rewirings_there_is_nothing_to_draw(make: Make, method: str) -> None:
+    config = make(method=method)
+    train(config)
+    page = Page((Path(str(config.out)) / "report.html").read_text(encoding="utf-8"))
+    assert len(page.links) == 1
+    assert (report.NO_REWIRING in page.cells) == ("Topology" in page.cells) == (method == "static")
+
+
+def test_topology_curves_show_densities_only_where_counts_change(make: Make) -> None:
+    config = make()
+    train(config)
+    rows, sizes = rows_of(config), {"linear1.weight": 1024, "head.weight": 160}
+    fixed = report.topology_curves(rows, sizes)
+    assert fixed is not None
+    assert fixed.startswith(PNG)
+    assert fixed == report.topology_curves(rows, sizes)
+    moved = json.loads(json.dumps(rows))
+    moved[-1]["counts"]["head.weight"] += 1
+    assert report.topology_curves(moved, sizes) != fixed
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1])

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from gossamer.checkpoint import load
+from gossamer.checkpoint import load, save
 from gossamer.errors import CheckpointError, ConfigError
 from gossamer.experiments import setup
 from gossamer.experiments.config import RunConfig
@@ -31,6 +31,18 @@ METHODS = {
     "set": {"every": 3},
     "rigl": {"every": 3},
     "rewire": {"exploit": "reset:4"},
+    "set-itop": {"every": 3, "grace": 4},
+    "rigl-itop": {"every": 3},
+    "deepr": {"temperature": 1e-3},
+    "dsr": {"every": 2, "threshold": 0.02},
+    "snfs": {"every": 3},
+    "topkast": {"every": 2},
+    "srigl": {"every": 3},
+    "ste": {},
+    "sr-ste": {"group": None},
+    "one-shot": {"at": 8},
+    "gmp": {"every": 3},
+    "granet": {"every": 3},
 }
 
 
@@ -83,6 +95,18 @@ def test_rows_after_the_checkpoint_are_not_doubled(make: Make) -> None:
     train(parts, resume=True)
     assert rows_of(parts) == rows_of(whole)
     assert model_of(parts) == model_of(whole)
+
+
+def test_a_checkpoint_without_topology_metrics_is_named(make: Make) -> None:
+    config = make()
+    with pytest.raises(Interrupted):
+        train(config, progress=_interrupt_at(10))
+    file = RunFolder(Path(str(config.out))).training_file
+    contents = load(file)
+    del contents.state["extra"]["exploration"]
+    save(file, contents.state, kind="training", metadata=contents.metadata)
+    with pytest.raises(CheckpointError, match="the saved topology metrics do not fit"):
+        train(config, resume=True)
 
 
 def test_seconds_of_both_parts_are_added(make: Make) -> None:

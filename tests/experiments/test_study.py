@@ -1,168 +1,152 @@
-"""Studies: the grid, its summary (hand-worked), resuming, and the shipped files."""
+"""Studies: the grid, running it here and in workers, what is written, bad files, and the shipped files."""
 
 from __future__ import annotations
 
-import io
 import json
-from dataclasses import replace
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
+import yaml
+from typer.testing import CliRunner
 
+from gossamer import cli
 from gossamer.errors import ConfigError
-from gossamer.experiments import demo
-from gossamer.experiments.config import build_method
-from gossamer.experiments.runs import Result, read_config
-from gossamer.experiments.study import Row, Study, main, print_lines, run_study, write_outcome
-from gossamer.experiments.summary import markdown, spread, summarise
+from gossamer.experiments.runs import read_config
+from gossamer.experiments.study import Agenda, Job, Row, Study, run_in_workers, run_study, write_outcome
 
-SHIPPED = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
-BASE = {
-    "data": "digits",
-    "model": "mlp",
-    "model_options": {"hidden": [16]},
-    "steps": 4,
-    "threads": 1,
-    "valid_fraction": 0,
+from .studies import BASE, contents, states, tiny
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "studies").glob("*.yaml"))
+GOOD: dict[str, Any] = {
+    "name": "s",
+    "base": BASE,
+    "rows": [{"label": "a", "method": "set"}],
+    "densities": [0.1],
+    "seeds": [0],
 }
-
-
-def _result(method: str, seed: int, value: float, *, higher: bool = True) -> Result:
-    return Result(
-        task="classification",
-        data="digits",
-        model="mlp",
-        method=method,
-        seed=seed,
-        density={"asked": 0.1, "achieved": 0.1},
-        counts={"active": 10, "eligible": 100, "total": 120},
-        metric={"name": "accuracy" if higher else "bits/byte", "value": value, "higher_is_better": higher},
-        final_loss=0.0,
-        steps=4,
-        seconds=2.0,
-        checkpoint_bytes=1000,
-        config={},
-    )
-
-
-def _grid(dense: list[float], small: list[float], rewire: list[float], *, higher: bool = True) -> dict[Any, Any]:
-    rows = {("dense", 1.0): ("dense", dense), ("SMALL", 0.1): ("small", small), ("re", 0.1): ("rewire", rewire)}
-    return {
-        key: [_result(method, seed, value, higher=higher) for seed, value in enumerate(values)]
-        for key, (method, values) in rows.items()
-    }
-
-
-def test_hand_worked_summary() -> None:
-    dense, small, rewire = summarise(_grid([90, 92], [70, 74], [85, 91]))
-    assert (dense.mean, dense.f, dense.vs_small) == (91, 1.0, None)
-    assert (small.mean, small.f, small.vs_small) == (72, 0.0, None)
-    assert rewire.mean == 88
-    assert rewire.deviation == pytest.approx(18**0.5)
-    assert rewire.vs_small == (16, pytest.approx(2**0.5))  # 15 and 17 at equal seeds
-    assert rewire.f == pytest.approx(16 / 19)
-
-
-def test_f_does_not_mind_the_sign_of_the_metric() -> None:
-    up = summarise(_grid([90, 92], [70, 74], [85, 91]))[-1].f
-    down = summarise(_grid([-90, -92], [-70, -74], [-85, -91], higher=False))[-1].f
-    assert up == pytest.approx(down)
-
-
-def test_only_seeds_that_all_have_count_for_f() -> None:
-    line = summarise(_grid([90], [70, 74], [85, 91]))[-1]
-    assert line.mean == 88
-    assert line.f == pytest.approx(15 / 20)
-
-
-def test_without_controls_there_is_no_f() -> None:
-    grid = {("re", 0.1): _grid([], [], [85])[("re", 0.1)]}
-    (line,) = summarise(grid)
-    assert (line.f, line.vs_small, line.deviation) == (None, None, None)
-    assert "| re | 0.1 | 85.00 |  |  | 10 | 1,000 |" in markdown([line])
-
-
-@pytest.mark.parametrize("width", [40, 80])
-def test_tables_fit_80_columns_and_are_never_cut(width: int) -> None:
-    sizes = {"counts": {"active": 266_200, "eligible": 266_200, "total": 266_710}, "checkpoint_bytes": 1_234_567}
-    density = {"asked": 0.05, "achieved": 0.04932}
-    groups = {
-        (label, 0.05): [replace(_result(method, s, v + s), density=density, **sizes) for s in (0, 2)]
-        for label, method, v in (("SMALL", "small", 60.0), ("rewire Reset(1000)", "rewire", 70.52))
-    }
-    lines = summarise(groups)
-    stream = io.StringIO()
-    print_lines(Console(file=stream, width=width), "title", lines)
-    shown = stream.getvalue().splitlines()
-    assert max(map(len, shown)) <= 80
-    for line in lines:
-        (row,) = (text for text in shown if text.startswith(line.label))
-        assert all(cell in row for cell in line.cells())
-    assert lines[0].cells()[1] == "0.0493"
-
-
-def test_spread_is_as_documented() -> None:
-    assert (spread(1.005, 0.1), spread(-1.0, None, sign=True)) == ("1.00 ± 0.10", "-1.00")
-
-
-def _tiny(**changes: Any) -> Study:
-    rows = (Row("dense", "dense"), Row("SMALL", "small"), Row("RigL", "rigl", {"every": 2}, {"lr": 0.05}))
-    return replace(Study("tiny", BASE, rows, (0.2, 0.4), (0, 1)), **changes)
+SWEEP = {"label": "a", "method": "set", "sweep": {"fraction": [0.1, 0.3], "lr": [0.1, 0.2]}}
+TUNE = {"seeds": [9], "budget": 4, "settings": {"valid_fraction": 0.2}}
 
 
 def test_grid_is_rows_by_densities_by_seeds_with_dense_once(tmp_path: Path) -> None:
-    runs = _tiny().runs(tmp_path)
-    assert len(runs) == 2 + 4 + 4
-    assert {key[1] for key in runs if key[0] == "dense"} == {1.0}
-    config = runs["RigL", 0.4, 1]
+    jobs = Agenda(tiny(), tmp_path).first
+    assert len(jobs) == tiny().size == 2 + 4 + 4
+    assert {job.density for job in jobs if job.label == "dense"} == {1.0}
+    config = next(job.config for job in jobs if str(job) == "RigL d=0.4 seed=1")
     assert (config.method, config.density, config.seed, config.lr, config.args) == ("rigl", 0.4, 1, 0.05, {"every": 2})
-    assert len({run.out for run in runs.values()}) == len(runs)
+    assert config.out == str(tmp_path / "RigL-d0.4-s1")
+    assert len({job.run for job in jobs}) == len(jobs)
 
 
 @pytest.mark.slow
 def test_workers_and_one_process_agree_and_finished_runs_are_skipped(tmp_path: Path) -> None:
-    study = _tiny(densities=(0.2,), seeds=(0,))
+    study = tiny(densities=(0.2,), seeds=(0,))
     here = run_study(study, tmp_path / "here")
-    there = run_study(study, tmp_path / "there", workers=2)
-    values = [[result.metric["value"] for result in out.results.values()] for out in (here, there)]
-    losses = [[result.final_loss for result in out.results.values()] for out in (here, there)]
-    assert values[0] == values[1]
-    assert losses[0] == losses[1]
+    there = run_in_workers(study, tmp_path / "there", workers=2)
+    assert list(here.results) == list(there.results)
+    assert contents(tmp_path / "here") == contents(tmp_path / "there")
     steps: list[int] = []
-    again = run_study(study, tmp_path / "here", progress=lambda key, update: steps.append(update.step))
-    assert again == here
+    assert run_study(study, tmp_path / "here", progress=lambda job, update: steps.append(update.step)) == here
     assert steps == []
+    started: list[Job] = []
+    assert run_in_workers(study, tmp_path / "there", running=started.extend) == there
+    assert started == []
+    assert set(states(tmp_path / "there").values()) == {1}
 
 
 def test_a_failed_run_does_not_stop_the_rest(tmp_path: Path) -> None:
     bad = Row("bad", "rigl", {}, {"targets": "nothing.*"})
-    outcome = run_study(_tiny(rows=(bad, Row("good", "static")), densities=(0.2,), seeds=(0,)), tmp_path)
+    outcome = run_study(tiny(rows=(bad, Row("good", "static")), densities=(0.2,), seeds=(0,)), tmp_path)
     assert [key[0] for key in outcome.results] == ["good"]
-    assert "matches no parameter" in outcome.failures["bad", 0.2, 0]
-    write_outcome(_tiny(), outcome, tmp_path, "command")
+    assert "matches no parameter" in outcome.failures["bad d=0.2 seed=0"]
+    write_outcome(outcome, tmp_path, "command")
     text = (tmp_path / "results.md").read_text()
-    assert "Failed: bad, density 0.2, seed 0: target 'nothing.*'" in text
+    assert "Failed: bad d=0.2 seed=0: target 'nothing.*'" in text
     raw = json.loads((tmp_path / "results.json").read_text())
     assert [run["label"] for run in raw["runs"]] == ["good"]
+    assert list(raw["failures"]) == ["bad d=0.2 seed=0"]
 
 
-def test_main_runs_a_file_and_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_diverged_runs_are_recorded_once_and_others_tried_again(tmp_path: Path) -> None:
+    rows = (Row("bad", "static", {}, {"targets": "nothing.*"}), Row("wild", "static", {}, {"lr": 9999, "steps": 400}))
+    study, seen = tiny(rows=rows, densities=(0.2,), seeds=(0,)), list[tuple[str, bool]]()
+
+    def done(job: Job, outcome: Any) -> None:
+        seen.append((job.label, outcome.lasting))
+
+    first = run_in_workers(study, tmp_path, workers=2, done=done)
+    assert sorted(seen) == [("bad", False), ("wild", True)]
+    assert "the training loss became" in first.failures["wild d=0.2 seed=0"]
+    assert run_in_workers(study, tmp_path, workers=2).failures == first.failures
+    assert states(tmp_path) == {("bad-d0.2-s0", "FAIL"): 2, ("wild-d0.2-s0", "FAIL"): 1}
+
+
+@pytest.mark.slow
+def test_changed_studies_keep_what_fits_and_refuse_what_does_not(tmp_path: Path) -> None:
+    def study(*rows: Row, **changes: Any) -> Study:
+        return tiny(rows=rows, densities=(0.2,), seeds=(0,), **changes)
+
+    static = Row("static", "static")
+    run_in_workers(study(static), tmp_path)
+    more = run_in_workers(study(static, Row("SMALL", "small")), tmp_path)
+    assert [key[0] for key in more.results] == ["static", "SMALL"]
+    assert set(states(tmp_path).values()) == {1}
+    before = contents(tmp_path)
+    for run in (run_study, run_in_workers):
+        with pytest.raises(ConfigError, match=r"static d=0.2 seed=0: cannot resume .* another config \(lr .* -> 0.05"):
+            run(study(Row("static", "static", {}, {"lr": 0.05}), Row("new", "set")), tmp_path)
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "new-d0.2-s0").exists()
+    assert [key[0] for key in run_in_workers(study(Row("SMALL", "small")), tmp_path).results] == ["SMALL"]
+
+
+def _file(tmp_path: Path, **changes: Any) -> Path:
     file = tmp_path / "s.yaml"
+    file.write_text(yaml.safe_dump(GOOD | changes))
+    return file
+
+
+@pytest.mark.slow
+def test_the_command_prints_and_writes_the_tables(tmp_path: Path) -> None:
     rows = [{"label": "dense", "method": "dense"}, {"label": "SMALL", "method": "small"}]
-    file.write_text(json.dumps({"name": "s", "base": BASE, "rows": rows, "densities": [0.3], "seeds": [0, 1]}))
-    tables = tmp_path / "tables"
-    assert main([str(file), "--out", str(tmp_path / "out"), "--tables", str(tables)]) == 0
-    shown = capsys.readouterr()
-    assert "SMALL" in shown.out
-    assert "4/4 SMALL d=0.3 seed=1" in shown.err
-    achieved = json.loads((tmp_path / "out" / "s" / "results.json").read_text())["runs"][-1]["result"]["density"]
+    file, tables, out = (
+        _file(tmp_path, rows=rows, densities=[0.3], seeds=[0, 1, 2]),
+        tmp_path / "tables",
+        tmp_path / "o",
+    )
+    asked = ["study", str(file), "--out", str(out), "--tables", str(tables), "--seeds", "0,1"]
+    done = CliRunner().invoke(cli.app, asked)
+    assert done.exit_code == 0, done.output
+    assert "SMALL" in done.stdout
+    assert "4/4 SMALL d=0.3 seed=1" in done.stderr
+    text = (out / "s" / "results.md").read_text()
+    raw = json.loads((out / "s" / "results.json").read_text())
+    achieved = raw["runs"][-1]["result"]["density"]
     assert achieved["asked"] == 0.3 != achieved["achieved"]
-    assert f"| SMALL | {achieved['achieved']:.3g} |" in (tmp_path / "out" / "s" / "results.md").read_text()
-    assert (tables / "s.md").read_text() == (tmp_path / "out" / "s" / "results.md").read_text()
-    assert main([str(tmp_path / "missing.yaml")]) == 1
-    assert "cannot read the config" in capsys.readouterr().err
+    assert f"| SMALL | {achieved['achieved']:.3g} |" in text
+    assert f"`gossamer study {file} --workers 1 --seeds 0,1`" in text
+    assert (tables / "s.md").read_text() == text
+    assert "data:image/png" in (out / "s" / "report.html").read_text()
+    quiet = CliRunner().invoke(cli.app, [*asked, "--json"])
+    assert json.loads(quiet.stdout) == raw
+    assert quiet.stderr == ""
+
+
+def test_a_failure_is_exit_status_1(tmp_path: Path) -> None:
+    rows = [{"label": "a", "method": "set", "settings": {"targets": "nothing.*"}}]
+    done = CliRunner().invoke(cli.app, ["study", str(_file(tmp_path, rows=rows)), "--out", str(tmp_path / "o"), "-q"])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("gossamer: error: a d=0.1 seed=0: target 'nothing.*'")
+
+
+def test_without_optuna_the_command_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gossamer.experiments.study.running.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"optuna is not installed.*pip install 'gossamer\[study\]'"):
+        run_in_workers(tiny(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -170,59 +154,98 @@ def test_main_runs_a_file_and_prints_the_table(tmp_path: Path, capsys: pytest.Ca
     [
         ({"row": []}, "unknown key 'row' in the study; did you mean 'rows'"),
         ({"seeds": []}, "the study has no seeds"),
-        ({"rows": [{"label": "a"}]}, "a row of the study needs label and method"),
+        ({"seeds": 3}, "seeds is 3: expected a list that is not empty"),
+        ({"seeds": [0.5]}, "seeds = 0.5: expected a whole number"),
+        ({"seeds": [1, 1]}, "seeds of a study; 1 occur more than once"),
+        ({"densities": [0.1, 0.1]}, "densities of a study; 0.1 occur more than once"),
+        ({"densities": [0.1, 2]}, "row 'a': density = 2.0: expected a fraction"),
+        ({"name": "a/b"}, "name = 'a/b': a study's name is the name of its folder"),
+        ({"base": [1]}, "base is .* expected a mapping"),
+        ({"base": {**BASE, "seed": 3}}, "base sets 'seed', which the study itself sets"),
+        ({"base": {**BASE, "stepps": 3}}, "row 'a': unknown key 'stepps' in the config; did you mean 'steps'"),
+        ({"base": {**BASE, "data": "digitz"}}, "unknown data set 'digitz'; did you mean 'digits'"),
+        ({"base": {**BASE, "model_options": {"hiden": 3}}}, "unknown option 'hiden' of model mlp"),
+        ({"rows": [{"label": "a"}]}, "row 1 of the study has no method"),
+        ({"rows": ["a"]}, "row 1 of the study is 'a': expected a mapping with label, method"),
+        ({"rows": [{"label": "a", "method": "set", "arg": {}}]}, "unknown key 'arg' in row 1 of the study"),
+        ({"rows": [{"label": "a", "method": "set", "args": 1}]}, "args of row 'a' is 1: expected a mapping"),
+        ({"rows": [{"label": "a", "method": "sett"}]}, "unknown method 'sett'; did you mean 'set'"),
         ({"rows": [{"label": "a", "method": "set"}] * 2}, "a occur more than once"),
+        ({"rows": [{"label": x, "method": "set"} for x in ("a b", "A_b")]}, "'A_b-d0.1-s0' would hold two|'a_b-d0.1"),
+        ({"compare": ["b"]}, "compare names the row 'b'"),
+        ({"rows": [SWEEP]}, "row 'a' has a sweep, but the study has no tune section"),
+        ({"tune": TUNE}, "row 'a' has no sweep; give one, or write sweep: {}"),
+        ({"tune": TUNE | {"budget": 3}, "rows": [SWEEP]}, "row 'a' has 4 points, but the budget of every row is 3"),
+        ({"tune": TUNE | {"budgets": 3}}, "unknown key 'budgets' in tune; did you mean 'budget'"),
+        ({"tune": TUNE | {"seeds": [1, 1]}, "rows": [SWEEP]}, "seeds of tune; 1 occur more than once"),
+        ({"tune": [1]}, r"tune is \[1\]: expected a mapping with seeds, budget"),
+        ({"tune": TUNE | {"settings": {}}, "rows": [SWEEP]}, "tuning needs a validation split"),
+        ({"tune": TUNE, "rows": [SWEEP | {"sweep": {"seed": [1, 2, 3, 4]}}]}, "row 'a' sweeps 'seed'"),
+        ({"tune": TUNE, "rows": [SWEEP | {"sweep": {"lr": [1, 2, 3, 3]}}]}, "lr=3 occur more than once"),
+        ({"tune": TUNE, "rows": [SWEEP | {"sweep": {"lr": []}}]}, r"lr in the sweep of row 'a' is \[\]"),
+        ({"tune": TUNE, "rows": [SWEEP | {"sweep": {"frac": [1, 2, 3, 4]}}]}, "unknown key 'frac' for set"),
     ],
 )
-def test_bad_studies_are_named(change: dict[str, Any], message: str) -> None:
-    good = {"name": "s", "base": BASE, "rows": [{"label": "a", "method": "set"}], "densities": [0.1], "seeds": [0]}
-    with pytest.raises(ConfigError, match=message):
-        Study.from_dict(good | change)
+def test_bad_studies_are_named_before_any_training(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        Agenda(Study.from_dict(GOOD | change), tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["--workers", "0"], "workers = 0: expected at least 1"),
+        (["--seeds", "0,x"], "seeds = 'x': expected a whole number"),
+        (["--seeds", ""], "expected a list that is not empty"),
+        (["--seeds", "2,2"], "2 occur more than once"),
+        (["--seeds", "-1"], "seed = -1: expected 0 or more"),
+    ],
+)
+def test_bad_flags_are_one_line(asked: list[str], message: str, tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    done = CliRunner().invoke(cli.app, ["study", str(_file(tmp_path)), "--out", str(out), *asked])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert re.fullmatch(rf"gossamer: error: .*{re.escape(message)}.*\n", done.stderr)
+    assert not out.exists()
+
+
+def test_missing_and_unusable_files_are_one_line(tmp_path: Path) -> None:
+    for file in (tmp_path / "missing.yaml", tmp_path):
+        done = CliRunner().invoke(cli.app, ["study", str(file)])
+        assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+        assert "cannot read the config" in done.stderr
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot use .*file"):
+        run_in_workers(tiny(), tmp_path / "file")
+    (tmp_path / "db").mkdir()
+    (tmp_path / "db" / "trials.db").write_text("no database, whatever its name says; long enough to be looked into")
+    done = CliRunner().invoke(cli.app, ["study", str(_file(tmp_path, name="db")), "--out", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "trials.db: file is not a database; move it away" in " ".join(done.stderr.split()), done.stderr
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_shipped_studies_are_valid(file: Path, tmp_path: Path) -> None:
     study = Study.from_file(file)
     assert study.name == file.stem
-    assert study.seeds == (0, 1, 2)
-    runs = study.runs(tmp_path)
-    for config in runs.values():
-        build_method(config)
-        assert config.valid_fraction == 0
-    assert {config.method for config in runs.values()} >= {"dense", "small", "rewire"}
+    assert len(study.seeds) >= 3
+    jobs = Agenda(study, tmp_path).first
+    assert all(job.config.valid_fraction == (0 if not job.tuning else job.config.valid_fraction) for job in jobs)
+    assert {row.method for row in study.rows} >= {"dense", "small"}
 
 
 def test_studies_are_shipped() -> None:
     assert {"m1d-baselines", "m1d-sweeps", "lm-baselines"} <= {file.stem for file in SHIPPED}
 
 
-# -- the demo --------------------------------------------------------------------------------------------------
-
-
-def test_demo_compares_six_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "available", lambda name: False)
-    study = demo.demo_study(steps=40, seeds=(0,))
-    assert study.base["data"] == "mnist5k"
-    folder = demo.demo_folder(study, tmp_path / "demo")
-    assert demo.demo_folder(study, tmp_path / "demo") == folder  # unfinished: resumed
-    outcome = demo.run_demo(study, folder)
-    assert [line.label for line in outcome.lines()] == ["dense", "SMALL", "static", "SET", "RigL", "rewire"]
-    counts = {line.label: line.results[0].counts["active"] for line in outcome.lines()}
-    assert counts["static"] == counts["SET"] == counts["RigL"] == counts["rewire"] == round(0.05 * counts["dense"])
-    text = (folder / "report.html").read_text(encoding="utf-8")
-    assert all(line.label in text for line in outcome.lines())
-    assert demo.demo_folder(study, tmp_path / "demo").name == "demo-2"  # finished: kept
-
-
-def test_demo_prefers_fashion_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "available", lambda name: name == "fashion-mnist")
-    assert demo.demo_study().base["data"] == "fashion-mnist"
-
-
-def test_demo_keeps_a_folder_that_is_not_its_own(tmp_path: Path) -> None:
-    (tmp_path / "demo").mkdir()
-    (tmp_path / "demo" / "notes.txt").write_text("mine")
-    assert demo.demo_folder(demo.demo_study(), tmp_path / "demo").name == "demo-2"
+def test_the_study_of_the_documentation_is_valid(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.M | re.S)
+    study = Study.from_dict(yaml.safe_load(block))
+    assert study.tune is not None
+    assert len(Agenda(study, tmp_path).first) < study.size
 
 
 def test_read_config_names_the_file(tmp_path: Path) -> None:

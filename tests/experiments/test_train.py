@@ -14,6 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gossamer.analysis import UNWATCHED
 from gossamer.checkpoint import load, load_model
 from gossamer.errors import CheckpointError, ConfigError, DivergedError
 from gossamer.experiments import models
@@ -204,6 +205,25 @@ def test_test_split_is_used_once_and_validation_before(
     assert sizes == [*validations, 360]
     assert [row["step"] for row in rows_of(config)] == [8, 16, 20]
     assert all((row["valid_metric"] is None) == (fraction == 0) for row in rows_of(config))
+
+
+def test_rows_have_the_same_keys_whatever_the_method(make: Make) -> None:
+    rows = {}
+    for method in ("dense", "small", "static", "set", "rewire"):
+        config = make(method, method=method, density=None if method == "dense" else 0.25)
+        loop.train(config)
+        rows[method] = rows_of(config)
+    keys = list(rows["dense"][0])
+    assert all(list(row) == keys for each in rows.values() for row in each)
+    assert all(UNWATCHED.items() <= row.items() for method in ("dense", "small") for row in rows[method])
+    assert [row["rewirings"] for row in rows["static"]] == [0, 0, 0]
+    assert [row["rewirings"] for row in rows["set"]] == [1, 2, 0]  # every 5, rows at 8, 16 and 20, none at the end
+    assert [row["rewirings"] for row in rows["rewire"]] == [8, 8, 4]
+    for method in ("static", "set", "rewire"):
+        explored = [0.25, *(row["explored"] for row in rows[method])]
+        assert explored == sorted(explored)
+        assert (explored[-1] > 0.25) == (method != "static")
+        assert all(sum(row["counts"].values()) == 296 for row in rows[method])
 
 
 # -- results and controls --------------------------------------------------------------------------------------

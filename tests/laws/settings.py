@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import gossamer
 from gossamer import Method, Zero, methods
-from gossamer.topology import Clock, DropGrow, scores
+from gossamer.topology import Clock, DropGrow, Linear, scores
 
 STEPS = 12
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -43,6 +43,8 @@ REFUSED = {"SparseAdam"}
 # Optimizers whose update of an entry depends on that entry's gradient and state alone.
 ELEMENTWISE = [name for name in OPTIMIZERS if name not in {"adafactor", "muon", "lbfgs"}]
 LIVE_OK = [name for name in OPTIMIZERS if name != "lbfgs"]
+NO_MOMENTUM = {"sgd", "adagrad", "adadelta", "rprop", "asgd", "adafactor", "lbfgs"}
+FEW = {"sgd-momentum", "adamw", "rmsprop", "adagrad", "muon", "lbfgs"}  # one of each kind
 
 
 def optimizer_classes() -> set[str]:
@@ -119,6 +121,11 @@ def compose(name: str, density: float, **parts: object) -> Method:
 
 def small_methods(density: float = 0.3) -> dict[str, gossamer.Method]:
     """Every kind of method, with a clock that acts within a few steps."""
+    return basic_methods(density) | further_methods(density)
+
+
+def basic_methods(density: float = 0.3) -> dict[str, gossamer.Method]:
+    """Those that run under every optimizer: one of each kind of mechanism."""
     return {
         "static": methods.static(density),
         "static-epf": methods.static(density, allocation="equal_per_filter"),
@@ -138,6 +145,68 @@ def small_methods(density: float = 0.3) -> dict[str, gossamer.Method]:
     }
 
 
+def further_methods(density: float = 0.3) -> dict[str, gossamer.Method]:
+    """The other named methods and their variants."""
+    reach = Linear(0.9, density, end=8)
+    return {
+        "set-itop": methods.set_itop(density, every=2),
+        "set-drawn": methods.set_(density, every=2, newborn_std=0.1),
+        "set-grace": methods.set_(density, every=2, grace=5),
+        "rigl-itop": methods.rigl_itop(density, every=3),
+        "rigl-grace": methods.rigl(density, every=3, fraction=0.5, grace=4),
+        "deepr": methods.deepr(density, temperature=1e-3),
+        "deepr-global": methods.deepr(density, temperature=1e-3, every=2, scope="global"),
+        "dsr": methods.dsr(density, every=2, target=0.2, threshold=0.02),
+        "dsr-fixed": methods.dsr(density, every=2, target=20, threshold=0.02, reallocate=False, grace=3),
+        "snfs": methods.snfs(density, every=3),
+        "snfs-fixed": methods.snfs(density, every=3, reallocate=False),
+        "snfs-random": methods.snfs(density, every=3, grow="random"),
+        "snfs-drop": methods.snfs(density, every=3, drop="momentum", grace=4),
+        "topkast": methods.topkast(density, every=2, decay=0.0 if density == 1 else 1e-2),
+        "topkast-global": methods.topkast(density, backward=reach, decay=0.0, scope="global"),
+        "srigl": methods.srigl(density, every=3, fraction=0.5),
+        "ste": methods.ste(density, every=2),
+        "ste-global": methods.ste(density, scope="global"),
+        "sr-ste": methods.sr_ste(1.0 if density == 1 else 0.5, decay=1e-2, group=2),
+        "sr-ste-free": methods.sr_ste(density, decay=1e-2, group=None),
+        "one-shot": methods.one_shot(density, at=5),
+        "one-shot-layer": methods.one_shot(density, at=0.5, scope="layer", allocation="erk"),
+        "gmp": methods.gmp(density, every=2, stop=0.6),
+        "gmp-global": methods.gmp(density, every=3, start=2, stop=9, initial=max(density, 0.8), scope="global"),
+        "granet": methods.granet(density, every=2),
+    }
+
+
+def needs_momentum(method: gossamer.Method) -> bool:
+    """Whether it looks at the optimizer's momentum."""
+    return "momentum" in method.needs
+
+
+def runs(method: gossamer.Method, optimizer: str) -> bool:
+    """Whether the method may be run by the optimizer."""
+    return not (is_live(method) and optimizer == "lbfgs") and not (needs_momentum(method) and optimizer in NO_MOMENTUM)
+
+
+def cases(density: float = 0.3) -> list[tuple[str, str]]:
+    """(method, optimizer): basic methods under every optimizer, the others under a few."""
+    found = [(name, method, list(OPTIMIZERS)) for name, method in basic_methods(density).items()]
+    found += [(name, method, sorted(FEW)) for name, method in further_methods(density).items()]
+    return [(name, optimizer) for name, method, names in found for optimizer in names if runs(method, optimizer)]
+
+
+def some_optimizer(method: gossamer.Method, otherwise: str = "sgd") -> str:
+    """A plain optimizer that the method accepts."""
+    return "sgd-momentum" if needs_momentum(method) else otherwise
+
+
+def grows_dense(sparsifier: gossamer.Sparsifier) -> bool:
+    """Whether the backward pass of the step that comes next is to let the dense gradient through."""
+    method, step = sparsifier.method, sparsifier.step
+    if isinstance(method.inactive, gossamer.Live) or method.inactive.slots == "keep":
+        return True
+    return "grad" in method.rule.needs and method.clock.due(step if method.at == "replace" else step + 1)
+
+
 def is_live(method: gossamer.Method) -> bool:
     """Whether inactive weights keep a value."""
     return isinstance(method.inactive, gossamer.Live)
@@ -155,12 +224,39 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
         assert torch.equal(a[name], b[name]), f"{name}: {(a[name] - b[name]).abs().max()}"
 
 
+def equal_trees(a: object, b: object) -> bool:
+    """Whether two nests of mappings, tensors and values are the same."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(equal_trees(a[key], b[key]) for key in a)
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return bool(a == b)
+
+
 @contextmanager
 def sparse_run(
-    model: nn.Module, method: gossamer.Method, optimizer: str, total: int = STEPS
+    model: nn.Module, method: gossamer.Method, optimizer: str, total: int = STEPS, targets: list[str] | None = None
 ) -> Iterator[tuple[gossamer.Sparsifier, list[torch.optim.Optimizer]]]:
     """Attach, yield, detach."""
     optimizers = make_optimizer(optimizer, model)
-    sparsifier = gossamer.sparsify(model, method, optimizers, total_steps=total, seed=3)
+    sparsifier = gossamer.sparsify(model, method, optimizers, total_steps=total, targets=targets, seed=3)
     yield sparsifier, optimizers
     sparsifier.detach()
+
+
+def trained(
+    method: Method | None, optimizer: str, steps: int = STEPS, make: Callable[[], nn.Sequential] = mlp
+) -> dict[str, Tensor]:
+    """All parameters after some steps; None trains densely."""
+    model = make()
+    inputs = model[0].in_features if isinstance(model[0], nn.Linear) else 0
+    data = batches((inputs,), steps)
+    if method is None:
+        optimizers = make_optimizer(optimizer, model)
+        for batch in data:
+            train_step(model, optimizers, batch)
+        return weights(model)
+    with sparse_run(model, method, optimizer, total=steps) as (_, optimizers):
+        for batch in data:
+            train_step(model, optimizers, batch)
+    return weights(model)

@@ -12,6 +12,7 @@ import gossamer
 from .settings import batches, loss_of, mlp, small_methods, weights
 
 NAMES = ["static", "set", "rigl", "rewire", "rewire-reset", "rewire-fix"]
+NAMES += ["deepr", "dsr", "snfs", "topkast", "sr-ste", "srigl", "granet", "gmp"]
 
 
 def run(

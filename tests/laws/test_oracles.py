@@ -6,17 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 import gossamer
 from gossamer import Fix, Regularize, Reset, methods
-from gossamer.rewiring import generator_for
 from gossamer.testing import oracles
 from gossamer.topology import Cosine, Linear
 
-from .settings import OPTIMIZERS, batches, convnet, loss_of, mlp, train_step
+from .following import SEED, STEPS, beside, cosine, data_for, draws, follow, maker
+from .settings import convnet, loss_of, mlp, train_step
 
-STEPS = 55
 EXPLOITS: dict[str, tuple[Any, Any]] = {
     "none": (None, None),
     "fix": (Fix(0.5), ("fix", 0.5)),
@@ -24,40 +22,6 @@ EXPLOITS: dict[str, tuple[Any, Any]] = {
     "regularize": (Regularize(0.02), ("regularize", 0.02)),
 }
 KINDS = ["sgd-momentum", "adamw", "adam-amsgrad-foreach", "rmsprop", "adagrad"]
-
-
-def maker(kind: str) -> Any:
-    name, arguments = OPTIMIZERS[kind]
-    return lambda params: getattr(torch.optim, name)(params, **arguments)
-
-
-def data_for(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    return batches((20,) if isinstance(model[0], nn.Linear) else (2, 6, 6), STEPS)
-
-
-def follow(
-    model: nn.Module, sparsifier: gossamer.Sparsifier, optimizer: torch.optim.Optimizer, trace: oracles.Trace
-) -> None:
-    """Train the library's way and compare everything after every step."""
-    for name, support in sparsifier.supports.items():
-        assert torch.equal(support.mask, trace.masks[name])
-    changes = 0
-    before = {n: s.mask for n, s in sparsifier.supports.items()}
-    for step, (batch, expected) in enumerate(zip(data_for(model), trace.steps, strict=True)):
-        loss = train_step(model, [optimizer], batch)
-        assert loss == expected.loss, f"step {step}"
-        parameters = dict(model.named_parameters())
-        for name, support in sparsifier.supports.items():
-            assert torch.equal(support.mask, expected.masks[name]), f"support of {name} after step {step}"
-            assert torch.equal(parameters[name], expected.weights[name]), f"{name} after step {step}"
-            site = sparsifier.sites[name]
-            latent = parameters[name] if site.trainable is None else site.trainable
-            assert torch.equal(latent, expected.trainable[name]), f"latent of {name} after step {step}"
-            changes += not torch.equal(support.mask, before[name])
-            before[name] = support.mask
-        for name, value in expected.others.items():
-            assert torch.equal(parameters[name], value), f"{name} after step {step}"
-    assert changes, "a run without a rewiring shows nothing"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -89,18 +53,12 @@ def test_rewire(kind: str, exploit: str, every: int, scale: float, on: str | Non
     follow(model, sparsifier, optimizer, trace)
 
 
+@pytest.mark.parametrize("density", [0.2, 0.02])
 @pytest.mark.parametrize("build", [mlp, convnet])
-def test_rewire_global(build: Any) -> None:
-    model, initial = build(), build()
-    optimizer = maker("adamw")(model.parameters())
-    method = methods.rewire(0.2, exploit=Regularize(1e-3), scope="global")
-    sparsifier = gossamer.sparsify(model, method, optimizer)
-    counts = {n: s.count for n, s in sparsifier.supports.items()}
-    trace = oracles.rewire_oracle(
-        initial, list(counts), counts, maker("adamw"), data_for(model), loss_of,
-        exploit=("regularize", 1e-3), total_steps=STEPS, scope="global",
-    )  # fmt: skip
-    follow(model, sparsifier, optimizer, trace)
+def test_rewire_global(build: Any, density: float) -> None:
+    run = beside(build, "adamw", methods.rewire(density, exploit=Regularize(1e-3), scope="global"))
+    exploit = ("regularize", 1e-3)
+    run.compare(oracles.rewire_oracle, list(run.counts), run.counts, exploit=exploit, total_steps=STEPS, scope="global")
 
 
 @pytest.mark.parametrize("newborn", ["neutral", "zero"])
@@ -110,10 +68,7 @@ def test_set(kind: str, split: bool, newborn: str) -> None:
     model, initial = mlp(), mlp()
     optimizer = maker(kind)(model.parameters())
     method = methods.set_(0.3, fraction=0.4, every=5, split_signs=split, newborn=newborn)
-    sparsifier = gossamer.sparsify(model, method, optimizer, total_steps=STEPS, seed=11)
-
-    def draw(name: str, step: int, shape: torch.Size) -> Tensor:
-        return torch.rand(shape, generator=generator_for(11, name, f"rewire {step}"))
+    sparsifier = gossamer.sparsify(model, method, optimizer, total_steps=STEPS, seed=SEED)
 
     trace = oracles.set_oracle(
         initial,
@@ -124,11 +79,33 @@ def test_set(kind: str, split: bool, newborn: str) -> None:
         every=5,
         stop=STEPS,
         fraction=Linear(0.4).resolve(STEPS),
-        draw=draw,
+        draw=draws("rewire"),
         split_signs=split,
         newborn=newborn,
     )
     follow(model, sparsifier, optimizer, trace)
+
+
+@pytest.mark.parametrize(("std", "grace", "split"), [(0.1, 0, True), (0.0, 8, True), (0.1, 12, False)])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("build", [mlp, convnet])
+def test_set_with_drawn_values_or_grace(build: Any, kind: str, std: float, grace: int, split: bool) -> None:
+    method = methods.set_(0.3, fraction=0.6, every=5, split_signs=split, newborn_std=std, grace=grace)
+    run = beside(build, kind, method)
+    normal = draws("newborn", torch.randn)
+    run.compare(
+        oracles.set_oracle, run.masks, every=5, stop=STEPS, fraction=lambda t: 0.6 * (1 - t / STEPS),
+        draw=draws("rewire"), split_signs=split, grace=grace,
+        newborn_value=(lambda *of: std * normal(*of)) if std else None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("build", [mlp, convnet])
+def test_set_itop(build: Any, kind: str) -> None:
+    run = beside(build, kind, methods.set_itop(0.2, every=7))
+    arguments = {"every": 7, "stop": STEPS, "fraction": cosine(0.5, 0.005, STEPS), "draw": draws("rewire")}
+    run.compare(oracles.set_oracle, run.masks, split_signs=False, **arguments)
 
 
 @pytest.mark.parametrize("newborn", ["neutral", "zero"])
@@ -152,6 +129,28 @@ def test_rigl(build: Any, kind: str, allocation: str, newborn: str) -> None:
         newborn=newborn,
     )
     follow(model, sparsifier, optimizer, trace)
+
+
+@pytest.mark.parametrize(
+    ("density", "fraction", "grace"), [(0.3, 0.4, 0), (0.02, 0.5, 0), (0.3, 0.8, 12), (0.01, 0.9, 0)]
+)
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("build", [mlp, convnet])
+def test_rigl_scopes_and_grace(build: Any, kind: str, scope: str, density: float, fraction: float, grace: int) -> None:
+    run = beside(build, kind, methods.rigl(density, fraction=fraction, every=5, scope=scope, grace=grace))
+    stop = round(0.75 * STEPS)
+    arguments = {"every": 5, "stop": stop, "fraction": cosine(fraction, 0.0, stop)}
+    run.compare(oracles.rigl_oracle, run.masks, scope=scope, grace=grace, **arguments)
+
+
+@pytest.mark.parametrize("newborn", ["neutral", "zero"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("build", [mlp, convnet])
+def test_rigl_itop(build: Any, kind: str, newborn: str) -> None:
+    run = beside(build, kind, methods.rigl_itop(0.2, every=7, newborn=newborn))
+    fraction = cosine(0.5, 0.005, STEPS)
+    run.compare(oracles.rigl_itop_oracle, run.masks, every=7, stop=STEPS, fraction=fraction, newborn=newborn)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,44 +13,27 @@ from gossamer.topology import Static, scores
 
 from .settings import (
     ELEMENTWISE,
-    LIVE_OK,
     OPTIMIZERS,
     STEPS,
     assert_same,
     batches,
-    is_live,
+    cases,
     make_optimizer,
     mlp,
     small_methods,
     sparse_run,
     train_step,
+    trained,
     weights,
 )
 
-DENSE = [
-    (m, o)
-    for m, method in small_methods(1.0).items()
-    for o in (LIVE_OK if is_live(method) else OPTIMIZERS)
-    if "rigl" not in m  # RigL consumes its growth steps, see below
-]
-
-
-def run(method: Method | None, optimizer: str, steps: int = STEPS) -> dict[str, torch.Tensor]:
-    model = mlp()
-    if method is None:
-        optimizers = make_optimizer(optimizer, model)
-        for batch in batches(n=steps):
-            train_step(model, optimizers, batch)
-        return weights(model)
-    with sparse_run(model, method, optimizer, total=steps) as (_, optimizers):
-        for batch in batches(n=steps):
-            train_step(model, optimizers, batch)
-    return weights(model)
+# RigL and SRigL consume their growth steps, see below; DeepR adds noise.
+DENSE = [(m, o) for m, o in cases(1.0) if small_methods(1.0)[m].at == "after" and small_methods(1.0)[m].action is None]
 
 
 @pytest.mark.parametrize(("method", "optimizer"), DENSE)
 def test_density_one_is_dense_training(method: str, optimizer: str) -> None:
-    assert_same(run(small_methods(1.0)[method], optimizer), run(None, optimizer))
+    assert_same(trained(small_methods(1.0)[method], optimizer), trained(None, optimizer))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -61,8 +44,14 @@ def test_rigl_at_density_one_is_dense_training_without_the_consumed_steps(optimi
     for step, batch in enumerate(batches()):
         if not (step and step % 3 == 0 and step < stop):
             train_step(model, optimizers, batch)
-    sparse = run(methods.rigl(1.0, every=3, stop=stop), optimizer)
-    assert_same(sparse, weights(model))
+    for build in (methods.rigl, methods.srigl):
+        assert_same(trained(build(1.0, every=3, stop=stop), optimizer), weights(model))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd-momentum", "adamw", "lbfgs"])
+def test_deepr_without_noise_at_density_one_is_dense_training(optimizer: str) -> None:
+    """What crosses zero has nowhere to go: it is grown again as it is."""
+    assert_same(trained(methods.deepr(1.0, l1=0.0, temperature=0.0), optimizer), trained(None, optimizer))
 
 
 def static_by_magnitude() -> Method:
@@ -80,19 +69,19 @@ OFF_SWITCHES = {
 @pytest.mark.parametrize("optimizer", ELEMENTWISE)
 @pytest.mark.parametrize("switch", OFF_SWITCHES)
 def test_rewire_switched_off_is_static(switch: str, optimizer: str) -> None:
-    assert_same(run(OFF_SWITCHES[switch], optimizer, 30), run(static_by_magnitude(), optimizer, 30))
+    assert_same(trained(OFF_SWITCHES[switch], optimizer, 30), trained(static_by_magnitude(), optimizer, 30))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_fraction_zero_is_static(optimizer: str) -> None:
-    assert_same(run(methods.set_(0.3, fraction=0.0, every=2), optimizer), run(methods.static(0.3), optimizer))
-    assert_same(run(methods.set_(0.3, every=math.inf), optimizer), run(methods.static(0.3), optimizer))
-    assert_same(run(methods.rigl(0.3, every=math.inf), optimizer), run(methods.static(0.3), optimizer))
+    assert_same(trained(methods.set_(0.3, fraction=0.0, every=2), optimizer), trained(methods.static(0.3), optimizer))
+    assert_same(trained(methods.set_(0.3, every=math.inf), optimizer), trained(methods.static(0.3), optimizer))
+    assert_same(trained(methods.rigl(0.3, every=math.inf), optimizer), trained(methods.static(0.3), optimizer))
 
 
 def test_scale_one_on_gradient_or_update_is_the_same_and_zero_differs() -> None:
     def final(scale: float, on: str) -> dict[str, torch.Tensor]:
-        return run(methods.rewire(0.3, scale=scale, scale_on=on, exploit=None), "sgd")
+        return trained(methods.rewire(0.3, scale=scale, scale_on=on, exploit=None), "sgd")
 
     assert_same(final(1.0, "gradient"), final(1.0, "update"))
     plain = final(0.5, "gradient")
@@ -103,9 +92,9 @@ def test_scale_one_on_gradient_or_update_is_the_same_and_zero_differs() -> None:
 def test_default_of_scale_on_follows_the_optimizer_family() -> None:
     method = methods.rewire(0.3, scale=0.1, exploit=None)
     by_hand = {on: methods.rewire(0.3, scale=0.1, scale_on=on, exploit=None) for on in ("gradient", "update")}
-    assert_same(run(method, "sgd-momentum"), run(by_hand["gradient"], "sgd-momentum"))
+    assert_same(trained(method, "sgd-momentum"), trained(by_hand["gradient"], "sgd-momentum"))
     for adaptive in ("adam", "muon", "rmsprop"):
-        assert_same(run(method, adaptive), run(by_hand["update"], adaptive))
+        assert_same(trained(method, adaptive), trained(by_hand["update"], adaptive))
 
 
 def test_fix_freezes_the_support_and_empties_inactive_weights() -> None:

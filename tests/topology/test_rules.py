@@ -27,6 +27,7 @@ from gossamer.topology import (
     Structure,
     Unstructured,
     own,
+    quota,
     scores,
 )
 
@@ -63,10 +64,12 @@ def n_active(group: Sequence[Entries]) -> list[int]:
 
 
 def kept_by_hand(group: Sequence[Entries], drop: Score, fraction: float) -> list[Tensor]:
-    """Literal drop: sort the active entries, remove the first k."""
+    """Literal drop: sort the active entries, remove the first k; of several weights each keeps its best."""
     kept = [e.active.clone() for e in group]
     places = [(m, i) for m, e in enumerate(group) for i in e.active.nonzero().view(-1).tolist()]
     value = {(m, i): float(group[m].weight[i]) for m, i in places}
+    places.sort(key=lambda p: (abs(value[p]), -p[0], -p[1]))
+    best = {p[0]: p for p in places} if len(group) > 1 else {}
     if drop is scores.signed_magnitude:
         dropped = []
         for m in range(len(group)):
@@ -75,9 +78,11 @@ def kept_by_hand(group: Sequence[Entries], drop: Score, fraction: float) -> list
                 members.sort(key=lambda p: (abs(value[p]), -p[1]))
                 dropped += members[: math.floor(fraction * len(members))]
         dropped += [p for p in places if value[p] == 0 and fraction > 0]
+        emptied = [m for m in best if all(p in dropped for p in places if p[0] == m)]
+        dropped = [p for p in dropped if p not in [best[m] for m in emptied]]
     else:
-        places.sort(key=lambda p: (abs(value[p]), -p[0], -p[1]))
-        dropped = places[: math.floor(fraction * len(places))]
+        others = [p for p in places if p not in best.values()]
+        dropped = [*others, *sorted(best.values(), reverse=True)][: math.floor(fraction * len(places))]
     for m, i in dropped:
         kept[m][i] = False
     return kept
@@ -114,7 +119,8 @@ def test_growth_takes_the_largest_gradients(group: list[Entries], fraction: floa
 def test_own_quota_conserves_each_weight(group: list[Entries], fraction: float, drop: Score) -> None:
     masks = DropGrow(drop, scores.gradient, fraction, quota=own).rewire(group, n_active(group), FREE, 1)
     assert [int(m.sum()) for m in masks] == n_active(group)
-    for mask, keep in zip(masks, kept_by_hand(group, drop, fraction), strict=True):
+    for mask, e in zip(masks, group, strict=True):
+        (keep,) = kept_by_hand([e], drop, fraction)  # each weight drops its own share
         assert bool((mask | ~keep).all())
 
 
@@ -184,15 +190,16 @@ def test_dropped_entries_win_ties_in_growth() -> None:
 def test_growth_competes_over_the_group_without_a_quota() -> None:
     group = [entries([1.0, 0.0], [1, 0], [0.0, 1.0]), entries([2.0, 3.0, 0.0], [1, 1, 0], [0.0, 0.0, 5.0])]
     masks = DropGrow(scores.magnitude, scores.gradient, 0.34).rewire(group, [1, 2], FREE, 1)
-    assert [m.int().tolist() for m in masks] == [[0, 0], [1, 1, 1]]
+    assert [m.int().tolist() for m in masks] == [[1, 0], [0, 1, 1]]  # 1.0 is the last of its weight, so 2.0 goes
 
 
 def test_quota_overflow_goes_where_there_is_room() -> None:
     group = [entries([1.0, 2.0], [1, 1]), entries([3.0, 4.0, 0.0, 0.0, 0.0, 0.0], [1, 1, 0, 0, 0, 0])]
 
+    @quota()
     def first_only(group: Sequence[Entries], dropped: Sequence[int], kept: Sequence[Tensor]) -> list[int]:
-        assert list(dropped) == [2, 0]
-        assert not kept[0].any()
+        assert list(dropped) == [1, 1]
+        assert [k.int().tolist() for k in kept] == [[0, 1], [0, 1, 0, 0, 0, 0]]
         return [1, 0]
 
     rule = DropGrow(scores.magnitude, scores.gradient, 0.5, quota=first_only)

@@ -89,6 +89,22 @@ def test_clock_ends() -> None:
     assert Clock(5, start=0).due(0)
 
 
+def test_the_period_doubles_and_further_times_are_due() -> None:
+    clock = Clock(100, stop=0.95, double_at=(0.25, 0.5, 0.75)).resolve(4000)
+    times = [step for step in range(4001) if clock.due(step)]
+    assert times == [*range(100, 1000, 100), *range(1100, 2000, 200), *range(2100, 3000, 400), 3300]
+    late = Clock(math.inf, also=(0.5,)).resolve(10)
+    assert [step for step in range(11) if late.due(step)] == [5]
+    ends = Clock(4, stop=0.9, also=(0.9, 1)).resolve(10)
+    assert [step for step in range(11) if ends.due(step)] == [1, 4, 8, 9]
+    assert Clock(4, also=(0.9,)).needs_total
+
+
+def test_points_that_fall_on_one_step_in_a_short_run() -> None:
+    """The later one counts."""
+    assert Piecewise(((0.0, 1.0), (0.001, 0.2), (0.5, 0.1))).resolve(100) == Piecewise(((0, 0.2), (50, 0.1)))
+
+
 def test_as_schedule() -> None:
     assert as_schedule(1)(7) == 1.0
     cosine = Cosine(0.3)
@@ -124,6 +140,8 @@ def test_as_schedule() -> None:
         (lambda: Clock(5, start=math.inf), "start is a time"),
         (lambda: Clock(5, stop=2.0), "stop is a time"),
         (lambda: Clock(math.nan), "every is a time"),
+        (lambda: Clock(5, also=(2.0,)), "also is a time"),
+        (lambda: Clock(5, double_at=(-1,)), "double_at is a time"),
     ],
 )
 def test_bad_values(make: object, text: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gossamer.errors import ConfigError, DivergedError
-from gossamer.topology import FanIn, Structure, Unstructured, select_top
+from gossamer.topology import NM, FanIn, Structure, Unstructured, select_top
 
 STRUCTURES: list[Structure] = [Unstructured(), FanIn()]
 VALUES = st.sampled_from([0.0, 1.0, 2.0, 3.0, math.inf, -math.inf])
@@ -90,3 +90,46 @@ def test_bad_input(structure: Structure) -> None:
         structure.select([torch.zeros(2, 2)], 5)
     with pytest.raises(DivergedError, match="NaN"):
         structure.select([torch.tensor([[0.0, math.nan]])], 1)
+
+
+def test_exact_fan_in_rounds_to_whole_rows() -> None:
+    exact = FanIn(exact=True)
+    assert [exact.round(n, (4, 6)) for n in (1, 5, 7, 9, 11, 24)] == [4, 4, 8, 8, 12, 24]
+    assert FanIn().round(7, (4, 6)) == 7
+    assert exact.is_valid(torch.tensor([[1, 1, 0], [0, 0, 0], [0, 1, 1]]) > 0), "a row may be empty"
+    assert not exact.is_valid(torch.tensor([[1, 1, 0], [0, 0, 1]]) > 0)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (1, 4), (3, 8), (4, 4)])
+@pytest.mark.parametrize("shape", [(3, 8), (1, 16), (5, 8, 3), (2, 8, 3, 3)])
+@settings(deadline=None, max_examples=10)
+@given(seed=st.integers(0, 1000), ties=st.booleans())
+def test_groups_are_consecutive_inputs_of_one_output(
+    n: int, m: int, shape: tuple[int, ...], seed: int, ties: bool
+) -> None:
+    """No group crosses an output or a kernel position; each has the best n, the active first in ties."""
+    generator = torch.Generator().manual_seed(seed)
+    score = torch.randint(0, 3, shape, generator=generator).float() if ties else torch.rand(shape, generator=generator)
+    active = torch.rand(shape, generator=generator) < 0.5
+    count = math.prod(shape) * n // m
+    (mask,) = NM(n, m).select([score], NM(n, m).round(count, shape), [active])
+    assert NM(n, m).is_valid(mask)
+    flat = [t.reshape(shape[0], shape[1], -1) for t in (mask, score, active)]
+    for row in range(shape[0]):
+        for position in range(flat[0].shape[2]):
+            for start in range(0, shape[1], m):
+                chosen, value, known = (t[row, start : start + m, position].tolist() for t in flat)
+                order = sorted(range(m), key=lambda i: (-value[i], not known[i], i))
+                assert [i for i in range(m) if chosen[i]] == sorted(order[:n])
+
+
+def test_groups_that_do_not_fit() -> None:
+    for shape in ((3, 6), (8,), (8, 1, 3, 3)):
+        with pytest.raises(ConfigError, match="whose input dimension divides by 4"):
+            NM(2, 4).round(3, shape)
+    with pytest.raises(ConfigError, match=r"2:4 keeps 0.5 of every weight, 16 of shape \(4, 8\), but .* ask for 12"):
+        NM(2, 4).round(12, (4, 8))
+    with pytest.raises(ConfigError, match="use scope='layer'"):
+        NM(2, 4).select([torch.rand(2, 4)] * 2, 8)
+    assert not NM(1, 2).is_valid(torch.tensor([[True, True, False, False]]))
+    assert NM(1, 2).is_valid(torch.tensor([[True, False, False, True]]))

@@ -8,10 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .data import available
-from .report import write_comparison
-from .runs import Result, RunFolder, write_atomically
-from .study import Key, Outcome, Row, Study, run_study
-from .summary import table
+from .runs import Result, write_atomically
+from .study import Failure, Job, Outcome, Row, Study, run_study, write_report
 from .train import Update
 
 DENSITY, SEEDS, STEPS = 0.05, (0, 1, 2), 600
@@ -64,29 +62,13 @@ def run_demo(
     study: Study,
     folder: Path,
     *,
-    progress: Callable[[Key, Update], None] | None = None,
-    done: Callable[[Key, Result | str], None] | None = None,
+    progress: Callable[[Job, Update], None] | None = None,
+    done: Callable[[Job, Result | Failure], None] | None = None,
 ) -> Outcome:
     """Run what is left of the demo in `folder`, and write one report over all runs."""
     outcome = run_study(study, folder, progress=progress, done=done)
-    lines = outcome.lines()
-    if lines:
-        first = study.seeds[0]
-        runs = study.runs(folder)
-        curves = {
-            label: RunFolder(Path(str(config.out))).metrics()
-            for (label, density, seed), config in runs.items()
-            if seed == first and (label, density, seed) in outcome.results
-        }
-        base, metric = study.base, lines[0].results[0].metric
-        write_comparison(
-            folder / "report.html",
-            f"{base['model']} on {base['data']} at density {study.densities[0]:g}",
-            f"{base['steps']} steps, {len(study.seeds)} seeds; curves show seed {first}; "
-            "f = (row - SMALL) / (DENSE - SMALL)",
-            table(lines),
-            curves,
-            metric,
-            list(outcome.results.values()),
-        )
+    if outcome.results:
+        base = study.base
+        title = f"{base['model']} on {base['data']} at density {study.densities[0]:g}"
+        write_report(outcome, folder, title, f"{base['steps']} steps, {len(study.seeds)} seeds")
     return outcome

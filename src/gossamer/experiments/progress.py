@@ -52,8 +52,9 @@ def live_progress(console: Console, runs: int) -> Iterator[Show]:
 
 
 def figures(update: Update) -> str:
-    """Loss, metric and density as text; validation where there is some, else training."""
-    text = f"loss {update.loss:.3f}"
+    """Round of a ticket, loss, metric and density as text; validation where there is some, else training."""
+    text = "" if update.round is None else f"round {update.round}  "
+    text += f"loss {update.loss:.3f}"
     if update.row:
         value = update.row["valid_metric"]
         split = "train" if value is None else "valid"

@@ -5,22 +5,32 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from .. import __version__
+from ..analysis import WeightTopology
 from ..coverage import Coverage
 from .runs import Result, RunFolder, write_atomically
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, Any]]
+
+NO_REWIRING = "There was no rewiring: every weight kept its first support."
 NO_CURVES = "matplotlib is not installed, so there are no curves; pip install 'gossamer[report]' brings it"
 
+_LEGEND = 10  # lines that a legend names
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2rem; } .lead { color: #57606a; }
@@ -32,9 +42,12 @@ height: 100%; background: #2f6f9f; } .dense i { background: #b0b8c1; }
 """
 
 
-def write_run_report(folder: RunFolder, result: Result, table: Coverage, data_source: str) -> None:
-    """Write curves.png (if matplotlib is installed) and report.html of one run."""
-    figure = curves({"validation": folder.metrics()}, result.metric)
+def write_run_report(
+    folder: RunFolder, result: Result, table: Coverage, data_source: str, weights: Sequence[WeightTopology] = ()
+) -> None:
+    """Write curves.png (if matplotlib is installed) and report.html of one run; `weights`: those it made sparse."""
+    rows = folder.metrics()
+    figure = curves({"validation": rows}, result.metric)
     if figure is not None:
         write_atomically(folder.path / "curves.png", figure)
     value, asked = result.metric["value"], result.density["asked"]
@@ -45,6 +58,7 @@ def write_run_report(folder: RunFolder, result: Result, table: Coverage, data_so
         _section("Result", _table(("", ""), flat)),
         _section("Curves", _image(figure)),
         _section("Layers", _coverage_table(table)),
+        *([_section("Topology", _topology(rows, weights))] if weights else []),
         _section("Config", _table(("", ""), _flatten(result.config))),
         _section("Origin", _table(("", ""), [("data", data_source), *_versions()])),
     ]
@@ -56,7 +70,7 @@ def write_comparison(
     title: str,
     lead: str,
     table: tuple[Sequence[str], Iterable[Sequence[object]]],
-    series: Mapping[str, Sequence[Mapping[str, Any]]],
+    series: Mapping[str, Rows],
     metric: Mapping[str, Any],
     results: Sequence[Result],
 ) -> None:
@@ -79,7 +93,7 @@ def has_curves() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def curves(series: Mapping[str, Sequence[Mapping[str, Any]]], metric: Mapping[str, Any]) -> bytes | None:
+def curves(series: Mapping[str, Rows], metric: Mapping[str, Any]) -> bytes | None:
     """Draw training loss and metric over steps as a PNG; None without matplotlib.
 
     series: label -> rows of metrics.jsonl. The metric is that of the validation split where there is one.
@@ -102,6 +116,53 @@ def curves(series: Mapping[str, Sequence[Mapping[str, Any]]], metric: Mapping[st
     right.set(xlabel="step", ylabel=f"{'validation' if validated else 'training'} {metric['name']}")
     if validated or len(series) > 1:
         right.legend(fontsize="small")
+    return _png(figure)
+
+
+def topology_curves(rows: Rows, sizes: Mapping[str, int]) -> bytes | None:
+    """Draw how the supports moved over steps as a PNG; None without matplotlib.
+
+    rows: of metrics.jsonl. sizes: weight name -> its entries; densities are drawn where a count changed.
+    """
+    if not has_curves():
+        return None
+    from matplotlib.figure import Figure
+
+    moved = any(row["counts"] != rows[0]["counts"] for row in rows)
+    figure = Figure(figsize=(9, 6.2), layout="constrained")
+    flips, places, survival, densities = figure.subplots(2, 2, sharex=True).flat
+    _lines(flips, rows, {"flips per rewiring": "flip_rate"})
+    _lines(survival, rows, {"newborns that survive": "survival"})
+    shares = {"ever active": "explored", "distance to the first": "distance_first", "to the last row": "distance_last"}
+    _lines(places, rows, shares)
+    flips.set_ylabel("flips per rewiring / eligible")
+    survival.set(ylabel="survival of newborns", ylim=(-0.03, 1.03))
+    places.set_ylabel("fraction of eligible")
+    places.legend(fontsize="small")
+    if moved:
+        _densities(densities, rows, sizes)
+    else:
+        densities.set_visible(False)
+    return _png(figure)
+
+
+def _densities(axes: Axes, rows: Rows, sizes: Mapping[str, int]) -> None:
+    for name, size in sizes.items():
+        axes.plot([row["step"] for row in rows], [row["counts"][name] / size for row in rows], label=name, marker=".")
+    axes.set(xlabel="step", ylabel="density by weight")
+    if len(sizes) <= _LEGEND:
+        axes.legend(fontsize="x-small")
+
+
+def _lines(axes: Axes, rows: Rows, keys: Mapping[str, str]) -> None:
+    """One line per label; rows that have no value leave a gap."""
+    for label, key in keys.items():
+        values = [math.nan if row[key] is None else row[key] for row in rows]
+        axes.plot([row["step"] for row in rows], values, label=label, marker=".")
+    axes.set_xlabel("step")
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
@@ -154,6 +215,16 @@ def _coverage_table(table: Coverage) -> str:
     names = ("parameter", "shape", "non-zeros", "of", "density", "", "why")
     head = "".join(f"<th>{name}</th>" for name in names)
     return f"<table><thead><tr>{head}</tr></thead>\n<tbody>{''.join(rows)}</tbody></table>"
+
+
+def _topology(rows: Rows, weights: Sequence[WeightTopology]) -> str:
+    if not any(row["rewirings"] for row in rows):
+        return f"<p>{escape(NO_REWIRING)}</p>"
+    header = ("weight", "of", "active", "flips", "survival", "ever active", "distance to the first", "active zeros")
+    cells = [
+        (w.name, w.numel, w.count, w.flips, w.survival, w.explored, w.distance_first, w.active_zeros) for w in weights
+    ]
+    return _image(topology_curves(rows, {w.name: w.numel for w in weights})) + _table(header, cells)
 
 
 def _versions() -> list[tuple[str, object]]:

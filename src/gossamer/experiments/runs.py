@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,7 @@ import yaml
 
 from ..errors import CheckpointError, ConfigError
 from .config import ResolvedConfig
-
-try:
-    import fcntl
-except ImportError:  # no such locks on Windows
-    fcntl = None  # type: ignore[assignment]
+from .locks import locked
 
 # Keys that may differ when a run is resumed: they say where it is, not what it is.
 _FREE_ON_RESUME = ("out",)
@@ -29,7 +25,8 @@ class Result:
     """The outcome of a finished run; `to_dict` is the content of result.json.
 
     density: {"asked", "achieved"}; achieved = active / eligible. counts: {"active", "eligible", "total"}.
-    metric: {"name", "value", "higher_is_better"}, measured once on the test split after the last step.
+    metric: {"name", "value", "higher_is_better", "split"}, measured once on the split ("test"; "valid" for a run that
+    must not see the test split) after the last step.
     final_loss: mean training loss since the row before the last of metrics.jsonl. seconds: of training.
     """
 
@@ -137,19 +134,10 @@ class RunFolder:
         Raises:
             ConfigError: another process trains here.
         """
-        if fcntl is None:
+        with locked(self.path) as got:
+            if not got:
+                raise self._unusable("another process is training in it")
             yield
-            return
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # a file system without locks
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise self._unusable("another process is training in it") from None
-            yield
-        finally:
-            os.close(descriptor)
 
     def _unusable(self, why: object) -> ConfigError:
         return ConfigError(f"cannot use {self.path} as run folder: {why}; give another --out")

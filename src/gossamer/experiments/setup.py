@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..analysis import Exploration
 from ..checkpoint import load_training, save_training
 from ..coverage import Coverage, coverage
+from ..entry import sparsify
 from ..errors import ConfigError
+from ..learned import LearnedSparsifier
 from ..method import Method
-from ..sparsifier import Sparsifier, sparsify
+from ..reparametrise import Learned
+from ..sparsifier import Sparsifier
 from ..targets import choose
+from ..tickets import Tickets
 from . import data, models
 from .config import ResolvedConfig, RunConfig, build_method, parse_targets, typed_options
-from .optimizers import build_optimizers, build_schedulers
+from .optimizers import build_optimizers, build_schedulers, rate_factor
 from .recipes import resolve
 from .tasks import TASKS, Task, Totals
 
@@ -31,13 +36,45 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
+class Round:
+    """One training of a run: the only one, or one of several where a lottery ticket is searched.
+
+    start, stop: its steps, which learning rate and data go by. total: optimizer steps of all rounds. number: from 0;
+    None if it is the only one. done, rows: optimizer steps and rows of metrics.jsonl of the rounds before.
+    weights: what the model starts from; None: its init.
+    """
+
+    start: int
+    stop: int
+    total: int
+    number: int | None = None
+    done: int = 0
+    rows: tuple[dict[str, Any], ...] = ()
+    weights: Mapping[str, Tensor] | None = None
+
+    def made(self, step: int) -> int:
+        """Optimizer steps of the whole run when this round is at `step`."""
+        return self.done + step - self.start
+
+    @property
+    def beginning(self) -> tuple[int, list[dict[str, Any]], float]:
+        """The step, the rows so far and the seconds spent, before it."""
+        return self.start, list(self.rows), self.rows[-1]["seconds"] if self.rows else 0.0
+
+
+@dataclass(frozen=True)
 class Plan:
-    """A resolved and checked run: nothing in it has been trained or written yet."""
+    """A resolved and checked run: nothing in it has been trained or written yet. round: the one to train now."""
 
     config: ResolvedConfig
     dataset: data.Dataset
-    method: Method | None
+    method: Method | Learned | Tickets | None
     task: Task
+    round: Round
+
+    def rate(self, step: int) -> float:
+        """Factor on the peak learning rate; behind the end of the schedule the last one stays."""
+        return rate_factor(self.config)(min(step, self.config.steps - 1))
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -48,7 +85,19 @@ def make_plan(config: RunConfig) -> Plan:
     resolved = resolve(config, dataset)
     _check_device(resolved.device)
     dataset.train.batch(0, resolved.batch_size, seed=resolved.seed)  # raises if there is no such batch
-    return Plan(resolved, dataset.to(resolved.device), method, TASKS[dataset.task])
+    first = _first_round(method, resolved.steps)
+    return Plan(resolved, dataset.to(resolved.device), method, TASKS[dataset.task], first)
+
+
+def _first_round(method: Method | Learned | Tickets | None, steps: int) -> Round:
+    if not isinstance(method, Tickets):
+        return Round(0, steps, steps)
+    start, stop = method.again(steps)
+    if start == stop:
+        raise ConfigError(
+            f"rewind = {method.rewind!r} of {steps} steps leaves none to train the ticket; use an earlier one"
+        )
+    return Round(0, steps, steps + method.depth * (stop - start), number=0)
 
 
 def _check_device(device: str) -> None:
@@ -69,18 +118,23 @@ class Parts:
     """The mutable side of a run: what `build_parts` makes and a training checkpoint holds.
 
     reference: coverage of the reference model, whose eligible weights densities refer to. small: for the SMALL
-    control, its width, its parameters and the ratio of sparse-able weights it reached.
+    control, its width, its parameters and the ratio of sparse-able weights it reached. exploration: watches the
+    sparsifier.
     """
 
     model: nn.Module
     optimizers: list[Optimizer]
     schedulers: list[LambdaLR]
     scaler: GradScaler
-    sparsifier: Sparsifier | None
+    sparsifier: Sparsifier | LearnedSparsifier | None
     reference: Coverage
     targets: str | list[str] | None
     small: dict[str, float] = field(default_factory=dict)
     totals: Totals = field(default_factory=Totals)
+    exploration: Exploration | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.exploration = Exploration(self.sparsifier, self.model) if self.sparsifier else None
 
     def coverage(self) -> Coverage:
         """Coverage table of the model as it is now."""
@@ -104,6 +158,7 @@ class Parts:
             "seconds": seconds,
             "rows": rows,
             "totals": asdict(self.totals),
+            "exploration": self.exploration.state_dict() if self.exploration else None,
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "scaler": self.scaler.state_dict(),
             "rng": torch.get_rng_state(),
@@ -111,15 +166,17 @@ class Parts:
         }
         save_training(path, model=self.model, optimizers=self.optimizers, sparsifier=self.sparsifier, extra=extra)
 
-    def restore(self, path: Path) -> tuple[int, list[dict[str, Any]], float]:
-        """Take over a checkpoint if there is one; returns the step, the rows so far and the seconds spent."""
+    def restore(self, path: Path) -> tuple[int, list[dict[str, Any]], float] | None:
+        """Take over a checkpoint; returns the step, the rows so far and the seconds spent, None if there is none."""
         if not path.exists():
-            return 0, [], 0.0
+            return None
         extra = load_training(path, model=self.model, optimizers=self.optimizers, sparsifier=self.sparsifier)
         for scheduler, state in zip(self.schedulers, extra["schedulers"], strict=True):
             scheduler.load_state_dict(state)
         self.scaler.load_state_dict(extra["scaler"])
         self.totals = Totals(**extra["totals"])
+        if self.exploration:
+            self.exploration.load_state_dict(extra.get("exploration"))
         torch.set_rng_state(extra["rng"])
         if extra["cuda_rng"] is not None:
             torch.cuda.set_rng_state(extra["cuda_rng"], self.device)
@@ -127,7 +184,10 @@ class Parts:
 
 
 def build_parts(plan: Plan) -> Parts:
-    """Build model, optimizers and sparsifier; init depends on the seed alone, so all methods share it."""
+    """Build model, optimizers and sparsifier; init depends on the seed alone, so all methods share it.
+
+    The first round of a ticket method is dense and has no sparsifier.
+    """
     config, targets = plan.config, parse_targets(plan.config.targets)
     torch.manual_seed(config.seed)
     with _fits_memory(config):
@@ -137,16 +197,27 @@ def build_parts(plan: Plan) -> Parts:
         model, small = _small(plan, reference)
     with _fits_memory(config):
         model.to(config.device)
+    if plan.round.weights is not None:
+        model.load_state_dict(plan.round.weights)
     optimizers = build_optimizers(model, config)
-    schedulers = build_schedulers(optimizers, config)
+    schedulers = _schedulers(plan, optimizers)
     sparsifier = None
-    if plan.method is not None:
+    if isinstance(plan.method, Tickets):
+        plan.method.counts({row.name: row.shape for row in reference.rows if row.sparse})  # raises if it cannot be
+    elif plan.method is not None:
         sparsifier = sparsify(
             model, plan.method, optimizers, total_steps=config.steps, targets=targets, seed=config.seed
         )
     scaler = GradScaler(torch.device(config.device).type, enabled=config.amp == "fp16")
     torch.manual_seed(config.seed)  # dropout starts alike for models that drew differently
     return Parts(model, optimizers, schedulers, scaler, sparsifier, reference, targets, small)
+
+
+def _schedulers(plan: Plan, optimizers: list[Optimizer]) -> list[LambdaLR]:
+    start = plan.round.start
+    if start == 0:
+        return build_schedulers(optimizers, plan.config)
+    return [LambdaLR(optimizer, lambda made: plan.rate(start + made)) for optimizer in optimizers]
 
 
 @contextmanager

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from .runs import Result
 
 DENSE, SMALL = "dense", "small"
-HEADER = ("method", "density", "{metric}", "vs SMALL", "f", "non-zeros", "bytes")
+Spread = tuple[float, float | None]  # mean and sample standard deviation
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # header and rows
 
 
 @dataclass(frozen=True)
 class Line:
     """All seeds of one (label, density asked for); the table shows the density achieved.
 
-    deviation: sample standard deviation, None for one seed. vs_small: mean and deviation of the differences to
-    SMALL at equal seeds. f: (mean - SMALL) / (DENSE - SMALL), 1 as good as dense, 0 no better than the small dense net.
+    deviation: sample standard deviation, None for one seed. against: label of a control row -> mean and deviation of
+    the differences to it at equal seeds, None where there are none. f: (mean - SMALL) / (DENSE - SMALL), 1 as good as
+    dense, 0 no better than the small dense net.
     """
 
     label: str
@@ -25,7 +27,7 @@ class Line:
     results: tuple[Result, ...]
     mean: float
     deviation: float | None
-    vs_small: tuple[float, float | None] | None
+    against: Mapping[str, Spread | None]
     f: float | None
 
     def cells(self) -> tuple[str, ...]:
@@ -37,53 +39,67 @@ class Line:
             self.label,
             f"{achieved:.3g}",
             spread(self.mean, self.deviation),
-            "" if self.vs_small is None else spread(*self.vs_small, sign=True),
+            *("" if difference is None else spread(*difference, sign=True) for difference in self.against.values()),
             "" if self.f is None else f"{self.f:.2f}",
             f"{first.counts['active']:,}",
             f"{size:,}",
         )
 
+    @property
+    def seconds(self) -> float:
+        """Median wall time of training."""
+        return statistics.median(result.seconds for result in self.results)
 
-def summarise(results: Mapping[tuple[str, float], Sequence[Result]]) -> list[Line]:
-    """Return one line per (label, density), in order; the rows of the methods dense and small anchor f."""
-    anchors = {
-        (group[0].method, density): _by_seed(group)
-        for (_, density), group in results.items()
-        if group and group[0].method in (DENSE, SMALL)
-    }
+
+def summarise(
+    results: Mapping[tuple[str, float], Sequence[Result]], compare: Sequence[str] | None = None
+) -> list[Line]:
+    """Return one line per (label, density), in order; the rows of the methods dense and small anchor f.
+
+    compare: labels to give paired differences to, at the same density (of a dense row: at its own); by default those
+    of the method small.
+    """
+    groups = {cell: group for cell, group in results.items() if group}
+    anchors = {(group[0].method, cell[1]): _by_seed(group) for cell, group in groups.items()}
     dense = next((values for (method, _), values in anchors.items() if method == DENSE), {})
-    return [
-        _line(label, density, group, dense, anchors.get((SMALL, density), {}))
-        for (label, density), group in results.items()
-        if group
-    ]
+    if compare is None:
+        compare = list(dict.fromkeys(label for (label, _), group in groups.items() if group[0].method == SMALL))
+    lines = []
+    for (label, density), group in groups.items():
+        values = _by_seed(group)
+        against = {name: _difference(groups, label, density, name) for name in compare}
+        f = 1.0 if group[0].method == DENSE else _fraction(values, dense, anchors.get((SMALL, density), {}))
+        lines.append(Line(label, density, tuple(group), *mean_and_deviation(values.values()), against, f))
+    return lines
 
 
-def _line(
-    label: str,
-    density: float,
-    results: Sequence[Result],
-    dense: Mapping[int, float],
-    small: Mapping[int, float],
-) -> Line:
-    values = _by_seed(results)
-    mean, deviation = _mean_and_deviation(values.values())
-    shared = [seed for seed in values if seed in small]
-    differences = [values[seed] - small[seed] for seed in shared]
-    vs_small = _mean_and_deviation(differences) if differences and results[0].method != SMALL else None
-    if results[0].method == DENSE:
-        return Line(label, density, tuple(results), mean, deviation, None, 1.0)
-    spans = [dense[seed] - small[seed] for seed in shared if seed in dense]
-    paired = [values[seed] - small[seed] for seed in shared if seed in dense]
-    f = sum(paired) / sum(spans) + 0.0 if spans and sum(spans) else None  # + 0.0: no minus zero
-    return Line(label, density, tuple(results), mean, deviation, vs_small, f)
+def _difference(
+    groups: Mapping[tuple[str, float], Sequence[Result]], label: str, density: float, control: str
+) -> Spread | None:
+    """Mean and deviation of the differences to a control at the seeds that both have."""
+    if label == control:
+        return None
+    values = _by_seed(groups[label, density])
+    others = next(
+        (_by_seed(g) for (name, d), g in groups.items() if name == control and (d == density or g[0].method == DENSE)),
+        {},
+    )
+    differences = [values[seed] - others[seed] for seed in values if seed in others]
+    return mean_and_deviation(differences) if differences else None
+
+
+def _fraction(values: Mapping[int, float], dense: Mapping[int, float], small: Mapping[int, float]) -> float | None:
+    shared = [seed for seed in values if seed in small and seed in dense]
+    span = sum(dense[seed] - small[seed] for seed in shared)
+    return sum(values[seed] - small[seed] for seed in shared) / span + 0.0 if span else None  # + 0.0: no minus zero
 
 
 def _by_seed(results: Iterable[Result]) -> dict[int, float]:
     return {result.seed: float(result.metric["value"]) for result in results}
 
 
-def _mean_and_deviation(values: Iterable[float]) -> tuple[float, float | None]:
+def mean_and_deviation(values: Iterable[float]) -> Spread:
+    """Mean and sample standard deviation; none of one value."""
     values = list(values)
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
@@ -98,14 +114,16 @@ def spread(mean: float, deviation: float | None, *, sign: bool = False) -> str:
     return text if deviation is None else f"{text} ± {deviation:.2f}"
 
 
-def table(lines: Sequence[Line]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def table(lines: Sequence[Line]) -> Table:
     """Header and rows of the table, as text."""
     metric = lines[0].results[0].metric["name"] if lines else "metric"
-    return tuple(name.format(metric=metric) for name in HEADER), [line.cells() for line in lines]
+    against = [f"vs {label}" for label in (lines[0].against if lines else ())]
+    header = ("method", "density", metric, *against, "f", "non-zeros", "bytes")
+    return header, [line.cells() for line in lines]
 
 
-def markdown(lines: Sequence[Line]) -> str:
-    """Return the table in Markdown."""
-    header, rows = table(lines)
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown, the first column to the left, the others to the right."""
     rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows)) + "\n"
+    escaped = [[cell.replace("|", r"\|") for cell in row] for row in (header, *rows)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (escaped[0], rule, *escaped[1:])) + "\n"

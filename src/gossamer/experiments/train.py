@@ -16,14 +16,16 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from ..analysis import UNWATCHED
 from ..checkpoint import save_model
-from ..errors import DivergedError
+from ..errors import ConfigError, DivergedError
+from ..tickets import Tickets
 from .config import RunConfig
-from .optimizers import rate_factor
 from .report import write_run_report
 from .runs import Result, RunFolder
 from .setup import Parts, Plan, autocast, build_parts, make_plan, pinned
 from .tasks import Totals, evaluate
+from .tickets import search
 
 _GLANCE = 20_000  # predictions on the validation split for a row; the last row looks at the whole split
 
@@ -32,7 +34,8 @@ _GLANCE = 20_000  # predictions on the validation split for a row; the last row 
 class Update:
     """What a progress callback sees after every optimizer step.
 
-    loss: of the step. row: the latest row of metrics.jsonl, empty before the first.
+    step: optimizer steps so far, of all `steps`. loss: of the last one. row: the latest row of metrics.jsonl, empty
+    before the first. round: number of the training, where a run has several.
     """
 
     step: int
@@ -40,6 +43,7 @@ class Update:
     loss: float
     metric: str
     row: Mapping[str, Any]
+    round: int | None = None
 
 
 class Interrupted(KeyboardInterrupt):
@@ -53,12 +57,19 @@ class Interrupted(KeyboardInterrupt):
         return type(self), (str(self), self.folder)
 
 
-def train(config: RunConfig, *, resume: bool = False, progress: Callable[[Update], None] | None = None) -> Result:
+def train(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    progress: Callable[[Update], None] | None = None,
+    test: bool = True,
+) -> Result:
     """Train one run, write its folder and return its result.
 
     Everything follows from `config.seed`: two runs are bit-equal on one machine, and all methods at a seed share
     init and data order. The test split is used once, after the last step. `resume` continues a killed run exactly
-    as if it had not been killed; a finished run is not run again.
+    as if it had not been killed; a finished run is not run again. With `test=False` the test split is never used: the
+    metric is that of the validation split, as a choice between settings needs it, and no report is written.
 
     Raises:
         ConfigError: something cannot work; raised before any training and before anything is written.
@@ -68,42 +79,59 @@ def train(config: RunConfig, *, resume: bool = False, progress: Callable[[Update
     plan = make_plan(config)
     cfg, folder = plan.config, RunFolder(Path(plan.config.out))
     folder.check(cfg, resume=resume)
+    if not test and not len(plan.dataset.valid):
+        raise ConfigError(
+            f"valid_fraction = {cfg.valid_fraction}: without the test split a run needs a validation split"
+        )
     if folder.finished:
-        return folder.result()
+        return _finished(folder, "test" if test else "valid")
     with pinned(cfg), _StopRequest() as stop:
         parts = build_parts(plan)
         folder.create(cfg)
         with folder.locked():
             folder.check(cfg, resume=True)  # another process may have come first
-            return _run(plan, parts, folder, stop, progress)
+            if isinstance(plan.method, Tickets):
+                plan = search(plan, parts, folder, partial(_run, stop=stop), progress)
+                parts = build_parts(plan)
+            rows = _run(plan, parts, folder, progress, stop)
+            return _finish(plan, parts, folder, rows, test)
+
+
+def _finished(folder: RunFolder, split: str) -> Result:
+    result = folder.result()
+    if result.metric.get("split", "test") != split:
+        raise ConfigError(f"the run in {folder.path} was not measured on the {split} split; give another --out")
+    return result
 
 
 def _run(
-    plan: Plan, parts: Parts, folder: RunFolder, stop: _StopRequest, progress: Callable[[Update], None] | None
-) -> Result:
-    """From the folder's checkpoint, or step 0, to the result."""
-    cfg = plan.config
-    step, rows, spent = parts.restore(folder.training_file)
+    plan: Plan, parts: Parts, folder: RunFolder, progress: Callable[[Update], None] | None, stop: _StopRequest
+) -> list[dict[str, Any]]:
+    """From the folder's checkpoint, or the first step, to the last of this round; returns the rows of metrics.jsonl."""
+    cfg, this = plan.config, plan.round
+    step, rows, spent = parts.restore(folder.training_file) or this.beginning
     folder.write_metrics(rows)  # rows after the checkpoint are forgotten, and written again
     clock = _Clock(spent)
-    while step < cfg.steps:
+    while step < this.stop:
         loss = _step(plan, parts, step)
         step += 1
         if not math.isfinite(loss):
-            raise _diverged(folder, f"the training loss became {loss} at step {step}")
-        if step % cfg.eval_every == 0 or step == cfg.steps:
+            raise _diverged(folder, f"the training loss became {loss} at step {this.made(step)}")
+        if step % cfg.eval_every == 0 or step == this.stop:
             rows.append(_row(plan, parts, step, clock.seconds))
             folder.write_metrics(rows)
         if progress:
-            progress(Update(step, cfg.steps, loss, plan.task.metric, rows[-1] if rows else {}))
+            row = rows[-1] if rows else {}
+            progress(Update(this.made(step), this.total, loss, plan.task.metric, row, this.number))
         stopping = stop.requested  # asked once: a signal may arrive at any line
-        if step % cfg.checkpoint_every == 0 or step == cfg.steps or stopping:
+        if step % cfg.checkpoint_every == 0 or step == this.stop or stopping:
             if not _finite(parts.model):
-                raise _diverged(folder, f"a weight became infinite or NaN by step {step}")
+                raise _diverged(folder, f"a weight became infinite or NaN by step {this.made(step)}")
             parts.save(folder.training_file, step, rows, clock.seconds)
-        if stopping and step < cfg.steps:
-            raise Interrupted(f"stopped after step {step} of {cfg.steps}, checkpoint written", folder.path)
-    return _finish(plan, parts, folder, rows)
+        if stopping and this.made(step) < this.total:
+            done = f"{this.made(step)} of {this.total}"
+            raise Interrupted(f"stopped after step {done}, checkpoint written", folder.path)
+    return rows
 
 
 def _step(plan: Plan, parts: Parts, step: int) -> float:
@@ -132,31 +160,35 @@ def _step(plan: Plan, parts: Parts, step: int) -> float:
 
 def _row(plan: Plan, parts: Parts, step: int, seconds: float) -> dict[str, Any]:
     """A row of metrics.jsonl; training figures are means over the steps since the last row."""
-    cfg, valid = plan.config, plan.dataset.valid
+    cfg, valid, this = plan.config, plan.dataset.valid, plan.round
     totals, parts.totals = parts.totals, Totals()
     row = {
-        "step": step,
+        "step": this.made(step),
         "loss": totals.loss,
-        "lr": cfg.lr * rate_factor(cfg)(step - 1),
+        "lr": cfg.lr * plan.rate(step - 1),
         "density": parts.density,
         "train_metric": plan.task.value(totals),
         "valid_metric": None,
         "seconds": round(seconds, 3),
+        **(parts.exploration.row() if parts.exploration else UNWATCHED),
+        **({} if this.number is None else {"round": this.number}),
     }
     if len(valid):
         x, y = valid.whole()
-        stride = 1 if step == cfg.steps else -(-y.numel() // _GLANCE)
+        stride = 1 if step == this.stop else -(-y.numel() // _GLANCE)
         measured = evaluate(parts.model, x[::stride], y[::stride], autocast=partial(autocast, cfg))
         row["valid_metric"] = plan.task.value(measured)
     return row
 
 
-def _finish(plan: Plan, parts: Parts, folder: RunFolder, rows: list[dict[str, Any]]) -> Result:
-    """Measure on the test split, and write model, result and report."""
+def _finish(plan: Plan, parts: Parts, folder: RunFolder, rows: list[dict[str, Any]], test: bool) -> Result:
+    """Measure on the test split if asked, and write model, result and (with a test) report."""
     cfg, task, table = plan.config, plan.task, parts.coverage()
     about = {"data": cfg.data, "name": cfg.model, "method": cfg.method, "density": cfg.density, "seed": cfg.seed}
     save_model(folder.model_file, parts.model, parts.sparsifier, about)
-    tested = evaluate(parts.model, *plan.dataset.test.whole(), autocast=partial(autocast, cfg))
+    value = rows[-1]["valid_metric"]
+    if test:
+        value = task.value(evaluate(parts.model, *plan.dataset.test.whole(), autocast=partial(autocast, cfg)))
     result = Result(
         task=task.name,
         data=cfg.data,
@@ -171,16 +203,19 @@ def _finish(plan: Plan, parts: Parts, folder: RunFolder, rows: list[dict[str, An
         },
         metric={
             "name": task.metric,
-            "value": task.value(tested),
+            "value": value,
             "higher_is_better": task.higher_is_better,
+            "split": "test" if test else "valid",
         },
         final_loss=rows[-1]["loss"],
-        steps=cfg.steps,
+        steps=plan.round.total,
         seconds=rows[-1]["seconds"],
         checkpoint_bytes=folder.model_file.stat().st_size,
         config=cfg.to_dict() | ({"small": parts.small} if parts.small else {}),
     )
-    write_run_report(folder, result, table, f"{plan.dataset.source}; sha256 {plan.dataset.digest}...")
+    if test:
+        source = f"{plan.dataset.source}; sha256 {plan.dataset.digest}..."
+        write_run_report(folder, result, table, source, parts.exploration.by_weight() if parts.exploration else ())
     folder.write_result(result)
     return result
 

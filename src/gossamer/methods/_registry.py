@@ -5,24 +5,24 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..errors import ConfigError, did_you_mean
-from ..method import Method
 
-Build = TypeVar("Build", bound=Callable[..., Method])
+Build = TypeVar("Build", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class MethodInfo:
     """One named method.
 
-    name: what the command line calls it; build: function(density, ...) -> Method; summary: one line.
+    name: what the command line calls it; build: function(density, ...) -> a `Method`, a
+        `Learned` or a `Tickets`; summary: one line.
     needs: what it costs beyond a static sparse network, in words; source: authors, year, arXiv.
     """
 
     name: str
-    build: Callable[..., Method]
+    build: Callable[..., Any]
     summary: str
     needs: str
     source: str

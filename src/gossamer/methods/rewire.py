@@ -36,7 +36,7 @@ def rewire(
     exploit: Reset(z), Fix(v), Regularize(beta) or None.
     allocation: how density is shared over weights. The paper keeps d in every layer ("uniform"); the default
         "erk" is safer on nets of unequal layers (a documented deviation).
-    scope: "layer", or "global" for one threshold over all weights.
+    scope: "layer", or "global" for one threshold over all weights; each layer keeps at least one entry.
 
     Deviations: magnitudes are compared (the print omits |.|); the update is w - gamma*dl/dw (printed with a plus);
     v is a fraction of training; Reset acts when (t+1) % z == 0, so not at the very first step; zeroing acts on

@@ -19,6 +19,7 @@ def rigl(
     allocation: Allocation | str | Mapping[str, Any] = "erk",
     scope: Literal["layer", "global"] = "layer",
     newborn: Literal["neutral", "zero"] = "neutral",
+    grace: int | float = 0,
 ) -> Method:
     """RigL: drops the smallest active weights and grows those with the largest gradient.
 
@@ -28,7 +29,9 @@ def rigl(
     fraction: alpha; a number decays by cosine, a Schedule is taken as it is.
     every: ΔT, optimizer steps; multiply it for small batches. stop: T_end, a step or a fraction of training.
     allocation: "erk" or "uniform" (the paper's uniform keeps the first layer dense: use targets for that).
+    scope: "global" lets all weights compete, in dropping and in growing; each keeps at least one entry.
     newborn: optimizer slots of new weights, "neutral" or "zero" (the paper's; a jump of 3.16 lr under Adam).
+    grace: new weights are not dropped before this age, in steps or as a fraction of training; 0 in the paper.
 
     The growth step is consumed: no parameter moves, the clock and learning-rate schedule advance; its gradient is
     dense, so a norm clip before `optimizer.step()` sees the dense norm. Just-dropped positions may grow again and
@@ -41,9 +44,39 @@ def rigl(
         density=density,
         allocation=allocation,
         init=scores.random,
-        rule=DropGrow(scores.magnitude, scores.gradient, schedule),
+        rule=DropGrow(scores.magnitude, scores.gradient, schedule, grace=grace),
         clock=clock,
         inactive=Zero(newborn=newborn),
         scope=scope,
         at="replace",
+    )
+
+
+@named("rigl-itop", needs="dense gradient every ΔT steps", source="Liu et al. 2021 (2102.02887), ITOP")
+def rigl_itop(
+    density: float,
+    fraction: float | Schedule = 0.5,
+    every: int | float = 4000,
+    stop: int | float = 1.0,
+    allocation: Allocation | str | Mapping[str, Any] = "erk",
+    newborn: Literal["neutral", "zero"] = "neutral",
+    grace: int | float = 0,
+) -> Method:
+    """RigL-ITOP: RigL that drops much and waits long, so that each new weight is reliably explored.
+
+    fraction: alpha; a number decays by cosine to .005 at the end of training. every: ΔT, optimizer steps, long
+        against RigL's 100. stop: no rewiring from here on. newborn, grace: as in `rigl`.
+
+    Unlike RigL it takes the update first and then rewires: drops by the new |w|, grows by |g| of the same batch.
+    Deviations: counts are exact; the authors' code also drops what ties with the threshold.
+    """
+    schedule = Cosine(fraction, min(fraction, 0.005)) if isinstance(fraction, int | float) else fraction
+    return Method(
+        name="rigl-itop",
+        density=density,
+        allocation=allocation,
+        init=scores.random,
+        rule=DropGrow(scores.magnitude, scores.gradient, schedule, grace=grace),
+        clock=Clock(every=every, stop=stop),
+        inactive=Zero(newborn=newborn),
     )

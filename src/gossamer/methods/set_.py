@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ..method import Method, Zero
-from ..topology import Allocation, Clock, DropGrow, Linear, Schedule, scores
+from ..topology import Allocation, Clock, Cosine, DropGrow, Linear, Schedule, scores
 from ._registry import named
 
 
@@ -19,6 +19,8 @@ def set_(
     split_signs: bool = True,
     allocation: Allocation | str | Mapping[str, Any] = "erk",
     newborn: Literal["neutral", "zero"] = "neutral",
+    newborn_std: float = 0.0,
+    grace: int | float = 0,
 ) -> Method:
     """SET: drops the weights closest to zero and grows as many at random positions.
 
@@ -27,19 +29,51 @@ def set_(
     every: steps between rewirings (the original: one epoch). stop: no rewiring from here on; a whole number is a
         step, a fraction is of training.
     split_signs: drop zeta of the positive and zeta of the negative weights (the original), not of all by |w|.
-    newborn: optimizer slots of new weights, "neutral" or "zero"; their value is 0.
+    newborn: optimizer slots of new weights, "neutral" or "zero". newborn_std: their values are drawn from
+        N(0, newborn_std^2); 0.1 in the reference's NumPy code, 0 in its Keras code and here.
+    grace: new weights are not dropped before this age, in steps or as a fraction of training; 0 in the paper.
 
     Rewiring follows the optimizer step; just-dropped positions may be grown again. Deviations: counts are exact
-    (the reference drops one more per sign); new weights are 0, as in its Keras code (its NumPy code draws
-    N(0, 0.1^2)).
+    (the reference drops one more per sign).
     """
     schedule = Linear(fraction) if isinstance(fraction, int | float) else fraction
+    drop = scores.signed_magnitude if split_signs else scores.magnitude
     return Method(
         name="set",
         density=density,
         allocation=allocation,
         init=scores.random,
-        rule=DropGrow(scores.signed_magnitude if split_signs else scores.magnitude, scores.random, schedule),
+        rule=DropGrow(drop, scores.random, schedule, grace=grace),
+        clock=Clock(every=every, stop=stop),
+        inactive=Zero(newborn=newborn, newborn_std=newborn_std),
+    )
+
+
+@named("set-itop", needs="nothing", source="Liu et al. 2021 (2102.02887), ITOP")
+def set_itop(
+    density: float,
+    fraction: float | Schedule = 0.5,
+    every: int | float = 1500,
+    stop: int | float = 1.0,
+    allocation: Allocation | str | Mapping[str, Any] = "erk",
+    newborn: Literal["neutral", "zero"] = "neutral",
+    grace: int | float = 0,
+) -> Method:
+    """SET-ITOP: SET that drops much and waits long, so that each new weight is reliably explored.
+
+    fraction: zeta; a number decays by cosine to .005 at the end of training. every: steps between rewirings, long
+        against the 100 of SET and RigL. stop: no rewiring from here on. newborn, grace: as in `set_`.
+
+    Weights are dropped by |w|, both signs together. Deviations: counts are exact; in the authors' code random growth
+    is a coin toss per position and ties at the threshold are dropped as well.
+    """
+    schedule = Cosine(fraction, min(fraction, 0.005)) if isinstance(fraction, int | float) else fraction
+    return Method(
+        name="set-itop",
+        density=density,
+        allocation=allocation,
+        init=scores.random,
+        rule=DropGrow(scores.magnitude, scores.random, schedule, grace=grace),
         clock=Clock(every=every, stop=stop),
         inactive=Zero(newborn=newborn),
     )

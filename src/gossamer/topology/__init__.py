@@ -14,17 +14,23 @@ from .allocations import (
     uniform,
 )
 from .counting import spread
+from .drop_grow import DropGrow, PruneThen
 from .entries import Entries
-from .rules import DropGrow, Rule, Select, Static, own
+from .fan_in import FanInDropGrow
+from .quotas import Quota, mean_gradient, mean_momentum, own, quota, survivors
+from .rules import Rule, Select, Static
 from .schedules import Clock, Constant, Cosine, Cubic, Linear, Piecewise, Schedule, as_schedule
 from .scores import Score, score
 from .selection import select_top
-from .structures import FanIn, Structure, Unstructured
+from .structures import NM, FanIn, Structure, Unstructured
 from .support import Support
+from .thresholds import Adaptive, Below, Memory, Threshold
 
 __all__ = [
     "ALLOCATIONS",
+    "Adaptive",
     "Allocation",
+    "Below",
     "Clock",
     "Constant",
     "Cosine",
@@ -33,8 +39,13 @@ __all__ = [
     "Entries",
     "Explicit",
     "FanIn",
+    "FanInDropGrow",
     "Linear",
+    "Memory",
+    "NM",
     "Piecewise",
+    "PruneThen",
+    "Quota",
     "Rule",
     "Schedule",
     "Score",
@@ -42,6 +53,7 @@ __all__ = [
     "Static",
     "Structure",
     "Support",
+    "Threshold",
     "Unstructured",
     "as_schedule",
     "check_density",
@@ -49,11 +61,15 @@ __all__ = [
     "equal_per_layer",
     "er",
     "erk",
+    "mean_gradient",
+    "mean_momentum",
     "own",
+    "quota",
     "resolve_allocation",
     "score",
     "scores",
     "select_top",
     "spread",
+    "survivors",
     "uniform",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 
-_ALIGNED = ("active", "grad", "momentum", "sign")
+_ALIGNED = ("active", "grad", "momentum", "sign", "age")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +24,9 @@ class Entries:
         weight: values; a live method passes its trainable weights.
         active: bool, True where the coordinate is in the support.
         grad: gradient of the loss at every coordinate.
-        momentum: first moment that the optimizer keeps.
+        momentum: first moment that the optimizer keeps; under Adam and its like over the root of the second.
         sign: fixed signs, -1 or +1 (DeepR).
+        age: int, optimizer steps since the entry became active; what was active from the start is older than any.
         slots: other optimizer slots of the weight's shape, by name.
         generator: CPU generator for scores that draw random numbers.
 
@@ -42,6 +43,7 @@ class Entries:
     grad: Tensor | None = None
     momentum: Tensor | None = None
     sign: Tensor | None = None
+    age: Tensor | None = None
     slots: Mapping[str, Tensor] = field(default_factory=dict)
     generator: torch.Generator | None = None
 

@@ -35,7 +35,8 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _check_time(name: str, time: Time) -> None:
+def check_time(name: str, time: Time) -> None:
+    """Raise ConfigError unless ``time`` is an int >= 0 or a float in [0, 1]."""
     if not _is_number(time) or (isinstance(time, int) and time < 0) or (isinstance(time, float) and not 0 <= time <= 1):
         raise ConfigError(
             f"{name} is a time: an int >= 0 counts steps, a float in [0, 1] is a fraction of training; got {time!r}"
@@ -47,12 +48,14 @@ def _check_value(name: str, value: float) -> None:
         raise ConfigError(f"{name} must be a finite number, got {value!r}")
 
 
-def _fractional(*times: Time | None) -> bool:
+def is_fractional(*times: Time | None) -> bool:
+    """Whether one of the times is a fraction of training."""
     return any(isinstance(time, float) and math.isfinite(time) for time in times)
 
 
-def _to_step(time: Time, total_steps: int) -> int:
-    return round(time * total_steps) if isinstance(time, float) else time
+def to_step(name: str, time: Time, total_steps: int | None) -> int:
+    """Return ``time`` in steps; ConfigError if it is a fraction and ``total_steps`` is not given."""
+    return time if isinstance(time, int) else round(time * _check_total(name, total_steps))
 
 
 def _check_total(what: object, total_steps: int | None) -> int:
@@ -103,22 +106,22 @@ class _Ramp(ABC):
         """Check values and times."""
         _check_value("start_value", self.start_value)
         _check_value("end_value", self.end_value)
-        _check_time("start", self.start)
-        _check_time("end", self.end)
+        check_time("start", self.start)
+        check_time("end", self.end)
         if type(self.start) is type(self.end) and self.end < self.start:
             raise ConfigError(f"a schedule cannot end before it starts, got start={self.start}, end={self.end}")
 
     @property
     def needs_total(self) -> bool:
         """Whether ``start`` or ``end`` is a fraction of training."""
-        return _fractional(self.start, self.end)
+        return is_fractional(self.start, self.end)
 
     def resolve(self: _Self, total_steps: int | None) -> _Self:
         """Return the schedule with ``start`` and ``end`` in steps."""
         if not self.needs_total:
             return self
         total = _check_total(self, total_steps)
-        return replace(self, start=_to_step(self.start, total), end=_to_step(self.end, total))
+        return replace(self, start=to_step("a time", self.start, total), end=to_step("a time", self.end, total))
 
     def __call__(self, step: int) -> float:
         """Return the value at ``step``."""
@@ -198,7 +201,7 @@ class Piecewise:
         if not checked:
             raise ConfigError("a piecewise schedule needs at least one (time, value) point")
         for time, value in checked:
-            _check_time("the time of a point", time)
+            check_time("the time of a point", time)
             _check_value("the value of a point", value)
         object.__setattr__(self, "points", checked)
         if len({type(time) for time, _ in checked}) == 1:
@@ -212,14 +215,15 @@ class Piecewise:
     @property
     def needs_total(self) -> bool:
         """Whether a time is a fraction of training."""
-        return _fractional(*(time for time, _ in self.points))
+        return is_fractional(*(time for time, _ in self.points))
 
     def resolve(self, total_steps: int | None) -> Piecewise:
         """Return the schedule with times in steps."""
         if not self.needs_total:
             return self
         total = _check_total(self, total_steps)
-        return Piecewise(tuple((_to_step(time, total), value) for time, value in self.points))
+        in_steps = {to_step("a time", time, total): value for time, value in self.points}  # of equal ones the last
+        return Piecewise(tuple(in_steps.items()))
 
     def __call__(self, step: int) -> float:
         """Return the value at ``step``."""
@@ -251,31 +255,40 @@ class Clock:
             is the whole training); ``math.inf``, never.
         start: first time; None: ``every``.
         stop: end, not itself due; ``math.inf``: no end.
+        also: further times that are due whatever the period, as where a schedule must reach its last value.
+        double_at: times from which on the period is twice as long (DSR).
 
     >>> clock = Clock(every=100, stop=0.5).resolve(total_steps=600)
     >>> [step for step in range(600) if clock.due(step)]
     [100, 200]
+    >>> [step for step in range(20) if Clock(every=2, stop=15, also=(15,), double_at=(6,)).due(step)]
+    [2, 4, 6, 10, 14, 15]
     """
 
     every: Time = 100
     start: Time | None = None
     stop: Time = math.inf
+    also: tuple[Time, ...] = ()
+    double_at: tuple[Time, ...] = ()
 
     def __post_init__(self) -> None:
         """Check times."""
         if self.every != math.inf:
-            _check_time("every", self.every)
+            check_time("every", self.every)
             if self.every == 0:
                 raise ConfigError("every must be above 0: a number of steps, or math.inf for never")
         if self.start is not None:
-            _check_time("start", self.start)
+            check_time("start", self.start)
         if self.stop != math.inf:
-            _check_time("stop", self.stop)
+            check_time("stop", self.stop)
+        for name in ("also", "double_at"):
+            for time in getattr(self, name):
+                check_time(name, time)
 
     @property
     def needs_total(self) -> bool:
         """Whether a time is a fraction of training."""
-        return _fractional(self.every, self.start, self.stop)
+        return is_fractional(self.every, self.start, self.stop, *self.also, *self.double_at)
 
     def resolve(self, total_steps: int | None) -> Clock:
         """Return the clock with every time in steps.
@@ -286,17 +299,23 @@ class Clock:
         if not self.needs_total:
             return self
         total = _check_total(self, total_steps)
-        return Clock(
-            self.every if self.every == math.inf else max(1, _to_step(self.every, total)),
-            None if self.start is None else _to_step(self.start, total),
-            self.stop if self.stop == math.inf else _to_step(self.stop, total),
+        return replace(
+            self,
+            every=self.every if self.every == math.inf else max(1, to_step("every", self.every, total)),
+            start=None if self.start is None else to_step("start", self.start, total),
+            stop=self.stop if self.stop == math.inf else to_step("stop", self.stop, total),
+            also=tuple(to_step("also", time, total) for time in self.also),
+            double_at=tuple(to_step("double_at", time, total) for time in self.double_at),
         )
 
     def due(self, step: int) -> bool:
         """Whether it is time at ``step`` completed optimizer steps."""
         if self.needs_total:
             _check_total(self, None)
+        if step in self.also:
+            return True
         if self.every == math.inf:
             return False
         start = self.every if self.start is None else self.start
-        return start <= step < self.stop and (step - start) % self.every == 0
+        period = self.every * 2 ** sum(time <= step for time in self.double_at)
+        return start <= step < self.stop and (step - start) % period == 0

@@ -1,7 +1,7 @@
 """Scores: how much a coordinate deserves to participate. Higher = kept, or grown, first.
 
 A score is an elementwise function of aligned tensors (`Entries`) and says which of them it needs. ``needs`` are names
-of fields of `Entries` (``grad``, ``momentum``, ``sign``, ``generator``) or of optimizer slots; ``weight`` and
+of fields of `Entries` (``grad``, ``momentum``, ``sign``, ``age``, ``generator``) or of optimizer slots; ``weight`` and
 ``active`` are always there.
 """
 

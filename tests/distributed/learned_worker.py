@@ -1,0 +1,96 @@
+"""Run by torch.distributed.run on two gloo processes; rank 0 writes what learned methods do under DDP as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import gossamer
+from gossamer import Learned, methods
+from gossamer.errors import GossamerError
+
+STEPS, BATCH = 20, 8
+
+
+def recipes() -> dict[str, Learned]:
+    return {"cs": methods.cs(0.3, penalty=1e-3), "str": methods.str_(0.3, s_init=-2.5)}
+
+
+def net(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4)).double()
+
+
+def data(step: int) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(1000 + step)
+    return torch.randn(BATCH, 12, generator=g, dtype=torch.float64), torch.randint(0, 4, (BATCH,), generator=g)
+
+
+def train(method: Learned, *, joined: bool) -> dict[str, Any]:
+    """joined: under DDP, which takes rank 0's weights, each rank on its half of the batch."""
+    model: nn.Module = net(dist.get_rank() if joined else 0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9, weight_decay=0.01)
+    sparsifier = gossamer.sparsify(model, method, optimizer, total_steps=STEPS)
+    if joined:
+        model = DistributedDataParallel(model)
+    half = slice(dist.get_rank() * BATCH // 2, (dist.get_rank() + 1) * BATCH // 2) if joined else slice(None)
+    for step in range(STEPS):
+        x, y = data(step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[half]), y[half]).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+    weights = {name.removeprefix("module."): p.detach().clone() for name, p in model.named_parameters()}
+    return {"weights": weights, "supports": {n: s.digest() for n, s in sparsifier.supports.items()}}
+
+
+def same(method: Learned) -> dict[str, Any]:
+    alone, joined = train(method, joined=False), train(method, joined=True)
+    difference = max(float((joined["weights"][n] - w).abs().max()) for n, w in alone["weights"].items())
+    return {"difference": difference, "supports_equal": alone["supports"] == joined["supports"]}
+
+
+def refused(model: nn.Module) -> dict[str, Any]:
+    try:
+        gossamer.sparsify(model, methods.cs(0.3), total_steps=STEPS)
+    except GossamerError as error:
+        return {"message": str(error)}
+    return {"message": ""}
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    checks: dict[str, Callable[[], dict[str, Any]]] = {
+        "sharded": lambda: refused(fully_shard(net(0), mesh=init_device_mesh("cpu", (2,)))),
+        "wrapped": lambda: refused(DistributedDataParallel(net(0))),
+    }
+    for name, method in recipes().items():
+        checks[name] = lambda method=method: same(method)
+    found: dict[str, Any] = {}
+    for key, check in checks.items():
+        try:
+            found[key] = check()
+        except Exception:
+            found[key] = {"error": traceback.format_exc()}
+        everyone: list[Any] = [None, None]
+        dist.all_gather_object(everyone, found[key])
+        found[key] = everyone
+    if dist.get_rank() == 0:
+        with open(sys.argv[1], "w") as file:
+            json.dump(found, file)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Every score, quota, allocation and structure of ours inherits the kit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gossamer.testing import AllocationLaws, QuotaLaws, ScoreLaws, StructureLaws
+from gossamer.topology import NM, FanIn, Quota, Score, Unstructured, quotas, resolve_allocation, scores
+from gossamer.topology.allocations import ALLOCATIONS
+
+SCORES = {name: value for name, value in vars(scores).items() if isinstance(value, Score)}
+QUOTAS = {name: value for name, value in vars(quotas).items() if isinstance(value, Quota)}
+STRUCTURES = {"Unstructured": Unstructured(), "FanIn": FanIn(), "TwoOfFour": NM(2, 4), "OneOfFour": NM(1, 4)}
+
+
+def laws_of(base: type, name: str, part: Any) -> None:
+    """Put a class of laws where pytest finds it."""
+    title = f"Test{name.title().replace('_', '')}{base.__name__}"
+    globals()[title] = type(title, (base,), {"make": lambda self: part})
+
+
+for _base, _parts in (
+    (ScoreLaws, SCORES),
+    (QuotaLaws, QUOTAS),
+    (AllocationLaws, ALLOCATIONS),
+    (StructureLaws, STRUCTURES),
+):
+    for _name, _part in _parts.items():
+        laws_of(_base, _name, _part)
+
+
+def test_all_parts_are_here() -> None:
+    assert set(SCORES) >= {"gradient", "magnitude", "momentum", "random", "saliency", "sign_flip", "signed_magnitude"}
+    assert set(QUOTAS) >= {"mean_gradient", "mean_momentum", "own", "survivors"}
+    assert set(ALLOCATIONS) == {"equal_per_filter", "equal_per_layer", "er", "erk", "uniform"}
+
+
+class TestExactFanIn(StructureLaws):
+    shapes = ((4, 6), (3, 2, 3), (1, 8))  # from 3 filters on an exchange between them is never allowed
+
+    def make(self) -> FanIn:
+        return FanIn(exact=True)
+
+
+class TestExplicitAllocation(AllocationLaws):
+    networks = ({"a.weight": (30, 20), "b.weight": (20, 30), "head": (2, 20)},)
+    densities = (0.1, 0.25, 0.5)
+
+    def make(self) -> dict[str, float | int]:
+        return {"head": 1.0, "a.*": 60}
+
+
+class TestAllocationByName(AllocationLaws):
+    def make(self) -> str:
+        return "erk"
+
+
+class TestFunctionAsAllocation(AllocationLaws):
+    def make(self) -> Any:
+        def like_uniform(shapes: Any, density: float) -> dict[str, int]:
+            return resolve_allocation("uniform")(shapes, density)
+
+        return like_uniform

@@ -22,7 +22,7 @@ LAYERS = [
     ["optimizer_state", "distributed", "targets", "hooks", "masking"],
     ["gate", "latent", "traits"],
     ["sites"],
-    ["gated", "cutting", "rewiring", "rewinding", "coverage"],
+    ["gated", "soft", "cutting", "rewiring", "rewinding", "coverage"],
     ["state", "learned_state"],
     ["sparsifier"],
     ["learned"],

@@ -23,6 +23,7 @@ from .learned_state import LEARNED_VERSION, check_learned_state
 from .masking import keep_on
 from .reparametrise import Learned
 from .sites import DenseSite
+from .soft import SoftPhase
 from .sparsifier import Observer, Sparsifier
 from .sparsifier import _attached as owned
 from .targets import choose
@@ -67,6 +68,7 @@ class LearnedSparsifier:
             refuse_gate(model, candidate)
         check_counts({c.name: c.parameter.numel() for c in chosen}, self.method.density)
         self._weights = {c.name: GatedWeight(c, self.method.gate) for c in chosen}
+        self._soft = SoftPhase(self._weights, self.method.gate)
         self._hooks: StepHooks | None = None
         self._guards: list[RemovableHandle] = []
         self._static: Sparsifier | None = None
@@ -169,10 +171,8 @@ class LearnedSparsifier:
             self._drive(self._static)
 
     def _guard(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """In a step that a GradScaler makes a fused optimizer skip, too, the gates are none of its business."""
-        if self._static is None and optimizer_state.found_inf(optimizer):
-            for weight in self._own(optimizer):
-                weight.drop_gradient()
+        if self._static is None:
+            self._soft.guard(optimizer)
 
     def _unhook(self) -> None:
         self.restore()
@@ -225,33 +225,24 @@ class LearnedSparsifier:
     # -- one optimizer step --
 
     def _new_backward(self) -> bool:
-        if self._static is not None:
-            return self._static._new_backward()
-        arrived = [weight.take_arrival() for weight in self._weights.values()]
-        return any(arrived)
+        return self._soft.new_backward() if self._static is None else self._static._new_backward()
 
     def _forget_gradients(self) -> None:
         if self._static is not None:
             self._static._forget_gradients()
-        for weight in self._weights.values():
-            weight.forget()
+        self._soft.forget_gradients()
 
     def _before_update(self, optimizer: Optimizer) -> None:
-        if self._static is not None:
+        if self._static is None:
+            self._soft.before_update(optimizer)
+        else:
             self._static._before_update(optimizer)
-            return
-        own = self._own(optimizer)
-        for weight in own:
-            weight.check_identity()
-        for weight in own:
-            weight.before_update()
 
     def _after_update(self, optimizer: Optimizer, complete: bool) -> None:
         if self._static is not None:
             self._static._after_update(optimizer, complete)
             return
-        for weight in self._own(optimizer):
-            weight.after_update()
+        self._soft.after_update(optimizer)
         if not complete:
             return
         self._soft_steps += 1
@@ -260,16 +251,12 @@ class LearnedSparsifier:
         else:
             self._set_beta()
 
-    def _own(self, optimizer: Optimizer) -> list[GatedWeight]:
-        return [weight for weight in self._weights.values() if weight.optimizer is optimizer]
-
     def _end(self) -> None:
+        """What ends the soft phase; a ticket search does not cut."""
         self.finalize()
 
     def _set_beta(self) -> None:
-        beta = self.method.gate.beta(self._soft_steps, int(self.method.finalize))
-        for weight in self._weights.values():
-            weight.gating.beta.fill_(beta)
+        self._soft.set_beta(self._soft_steps, int(self.method.finalize))
 
     # -- from gates to a support --
 

@@ -189,7 +189,7 @@ def test_a_method_is_described_with_its_choices_and_arguments(name: str) -> None
     info, text = REGISTRY[name], Outcome("methods", name).out
     for argument in list(inspect.signature(info.build).parameters)[1:]:
         assert f"  {argument} = " in text
-    for column, cell in zip(Choices.header(), info.build(0.5).choices.cells(), strict=True):
+    for column, cell in zip(Choices.header(), info.build(0.25).choices.cells(), strict=True):
         assert re.search(rf"^  {column} +{re.escape(cell)}$", text, re.M)
     assert info.source in text
 

@@ -20,7 +20,7 @@ from gossamer.cutting import cut
 from gossamer.errors import AttachError, CheckpointError, ConfigError, DivergedError, GossamerError
 from gossamer.lottery_cs import GateTicket, find_ticket_cs
 from gossamer.reparametrise import SoftGate, SoftThreshold
-from gossamer.testing import oracles_learned as oracles
+from gossamer.testing import oracles
 
 T = 24
 GATES: dict[str, Callable[..., Learned]] = {
@@ -597,7 +597,7 @@ def test_a_replaced_weight_a_nan_and_copies_are_noticed() -> None:
     assert repr(sparsifier).startswith("LearnedSparsifier(cs, step=3, soft, weights=2")
     with torch.no_grad():
         sparsifier._weights["0.weight"].s[0, 0] = math.nan
-    refused(DivergedError, "a score is NaN", sparsifier.finalize)
+    refused(DivergedError, "gates of 0.weight are NaN", sparsifier.finalize)
     assert not sparsifier.finalized
     nn.utils.parametrize.remove_parametrizations(model[0], "weight")
     refused(AttachError, "replaced by another Parameter", lambda: steps(model, made, 3, 4))
@@ -689,6 +689,31 @@ def test_searches_that_cannot_work() -> None:
     refused(ConfigError, "needs soft gates", lambda: find(methods.str_(0.1)))
     refused(ConfigError, "rounds=0", lambda: find(methods.cs(0.1), rounds=0))
     refused(ConfigError, "rewind=1.0", lambda: find(methods.cs(0.1), rewind=1.0))
+    refused(ConfigError, "rewind is a time.* got nan", lambda: find(methods.cs(0.1), rewind=math.nan))
     refused(ConfigError, "made no step with the optimizer", lambda: find(methods.cs(0.1)))
     refused(ConfigError, "makes more than the 6 steps", lambda: searched(2, 0, total=6))
     refused(ConfigError, "fewer steps than rewind=20", lambda: searched(2, 20, stop=10))
+    bad: Any = None
+    refused(ConfigError, "total_steps='x'", lambda: find_ticket_cs(net(), idle, methods.cs(0.1), total_steps="x"))  # type: ignore[arg-type]
+    refused(ConfigError, "model is None", lambda: find_ticket_cs(bad, idle, methods.cs(0.1), total_steps=T))
+    refused(ConfigError, "train is None", lambda: find_ticket_cs(net(), bad, methods.cs(0.1), total_steps=T))
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (lambda model: model.append(nn.Linear(4, 4)), r"4\.bias, 4\.weight"),
+        (lambda model: model.__setitem__(3, nn.Linear(12, 4)), r"3\.bias, 3\.parametrizations"),
+    ],
+)
+def test_a_search_notices_that_train_changes_the_model(change: Callable[[nn.Module], Any], names: str) -> None:
+    def train(model: nn.Module, attach: Callable[[Any], None], start: int, stop: int) -> None:
+        optimizer = OPTIMIZERS["sgd"](model.parameters())
+        attach(optimizer)
+        steps(model, optimizer, start, stop)
+        change(model)
+
+    model = net()
+    match = rf"train\(\) added, removed or replaced {names}.*; build the whole model before find_ticket_cs"
+    refused(AttachError, match, lambda: find_ticket_cs(model, train, methods.cs(0.2), total_steps=6, rounds=1))
+    assert not any(is_parametrized(module) for module in model.modules())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from gossamer.checkpoint import load_model, save_model
 from gossamer.errors import AttachError, ConfigError, DivergedError, TargetError
 from gossamer.lottery import find_ticket
 from gossamer.rewinding import prune, rewind, snapshot
-from gossamer.testing.oracles_tickets import lottery_oracle
+from gossamer.testing.oracles import lottery_oracle
 from gossamer.tickets import Tickets
 from gossamer.topology import Support
 
@@ -423,6 +424,23 @@ def test_another_search_in_the_folder_is_refused(tmp_path: Path, change: Any, ma
     assert same(snapshot(model), before)
 
 
+def test_a_search_of_other_weights_of_the_same_shapes_is_refused(tmp_path: Path) -> None:
+    def twins() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 20))
+
+    base: dict[str, Any] = {"total_steps": STEPS, "folder": tmp_path}
+    find_ticket(twins(), Loop(), methods.lottery(0.2, levels=2), targets=["0.*"], **base)
+    loop = Loop()
+    match = r"\(target 2\.weight None -> \(20, 20\), target 0\.weight \(20, 20\) -> None\); leave these as they were"
+    with pytest.raises(ConfigError, match=match):
+        find_ticket(twins(), loop, methods.lottery(0.2, levels=2), targets=["2.*"], **base)
+    (tmp_path / "level-1.safetensors").replace(tmp_path / "level-2.safetensors")
+    with pytest.raises(ConfigError, match=r"level-2.safetensors is of another search \(level 1 -> 2\)"):
+        find_ticket(twins(), loop, methods.lottery(0.2, levels=2), targets=["0.*"], **base)
+    assert len(loop.asked) == 1  # level 1 again
+
+
 # -- mistakes ----------------------------------------------------------------------------------------------------
 
 
@@ -434,6 +452,8 @@ def test_another_search_in_the_folder_is_refused(tmp_path: Path, change: Any, ma
         ({"keep": 1.0}, "keep=1.0: this is the share each level keeps"),
         ({"keep": 1}, "keep=1: this is the share each level keeps"),
         ({"levels": 3, "keep": 0.8}, "levels=3 and keep=0.8 both say"),
+        ({"levels": 10**9}, "levels=1000000000: each level is a whole training, and a search makes 100 at most; use f"),
+        ({"keep": 0.999999}, r"keep=0\.999999 takes 1609438 levels to density=0\.2, but .* use a smaller keep"),
         ({"rewind": -1}, "rewind is a time"),
         ({"rewind": 1.5}, "rewind is a time"),
         ({"mode": "lr"}, "mode is 'lr'; expected one of 'weights', 'learning_rate', 'none'"),
@@ -454,15 +474,20 @@ def test_values_that_cannot_be(values: Any, match: str) -> None:
         ({"method": methods.lottery(0.001)}, ConfigError, "fewer than one for each of 3 layers"),
         ({"total_steps": 0}, ConfigError, "total_steps=0"),
         ({"seed": 0.5}, ConfigError, r"seed=0\.5"),
+        ({"model": None}, ConfigError, r"model is None; a search needs a torch\.nn\.Module"),
+        ({"train": None}, ConfigError, r"train is None; a search needs a function train\(model, attach, start, stop\)"),
+        ({"folder": 5}, ConfigError, "folder=5: expected the path of a folder"),
+        ({"folder": "a\0b"}, ConfigError, r"folder='a\\x00b': expected the path of a folder"),
         ({"targets": "conv*"}, TargetError, r"target 'conv\*' matches no parameter"),
     ],
 )
-def test_searches_that_cannot_be(arguments: Any, error: Any, match: str) -> None:
-    base: dict[str, Any] = {"method": methods.lottery(0.2), "total_steps": STEPS}
-    loop, model = Loop(), network()
+def test_searches_that_cannot_be(tmp_path: Path, arguments: Any, error: Any, match: str) -> None:
+    loop, model, folder = Loop(), network(), tmp_path / "ticket"
+    base: dict[str, Any] = {"method": methods.lottery(0.2), "total_steps": STEPS, "folder": folder}
     with pytest.raises(error, match=match):
-        find_ticket(model, loop, **base | arguments)
+        find_ticket(**{"model": model, "train": loop} | base | arguments)
     assert loop.asked == []
+    assert not folder.exists()
     assert same(snapshot(model), snapshot(network()))
 
 
@@ -517,6 +542,28 @@ def test_loops_that_do_something_else(train: Any, error: Any, match: str) -> Non
             total_steps=STEPS,
         )
     gossamer.sparsify(model, methods.static(0.2), sgd(model)).detach()  # nothing is left attached
+
+
+@pytest.mark.parametrize(
+    "make", [lambda model: sgd(copy.deepcopy(model)), lambda model: torch.optim.SGD(model[0].parameters(), lr=0.1)]
+)
+def test_every_targeted_weight_is_in_an_optimizer_from_the_dense_training_on(make: Any) -> None:
+    loop, model = Loop(make), network()
+    with pytest.raises(
+        AttachError, match=r"\d\.weight is in no optimizer .*build the optimizer from model\.parameters"
+    ):
+        find_ticket(model, loop, methods.lottery(0.2), total_steps=STEPS)
+    assert same(snapshot(model), snapshot(network()))
+
+
+@pytest.mark.parametrize("make", [sgd, adamw, lambda model: torch.optim.Adagrad(model.parameters(), lr=0.1)])
+def test_every_training_has_new_optimizers(make: Any) -> None:
+    model = network()
+    optimizer = make(model)
+    with pytest.raises(AttachError, match=rf"a used {type(optimizer).__name__}, .* build a new optimizer inside train"):
+        find_ticket(model, loop := Loop(lambda model: optimizer), methods.lottery(0.2, levels=2), total_steps=STEPS)
+    assert len(loop.end) == 1
+    find_ticket(network(), Loop(make), methods.lottery(0.2, levels=2), total_steps=STEPS)
 
 
 def test_sparsify_says_what_to_use() -> None:

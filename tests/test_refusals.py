@@ -15,6 +15,7 @@ from gossamer.method import Langevin
 from gossamer.topology import (
     NM,
     Below,
+    Constant,
     DropGrow,
     FanIn,
     FanInDropGrow,
@@ -61,6 +62,42 @@ BELOW = DropGrow(scores.magnitude, scores.random, threshold=Below(0.1))
 def test_compositions_that_cannot_work(parts: dict[str, Any], match: str) -> None:
     fails(match, composed, **parts)
     fails("method 'mine' cannot be composed: ", composed, **parts)
+
+
+def test_a_rule_of_each_weight_has_no_quota_and_no_threshold() -> None:
+    fails("leave quota and threshold out", PruneThen, BELOW)
+    fails("leave quota and threshold out", PruneThen, replace(GROW, quota=own))
+
+
+@pytest.mark.parametrize(
+    ("method", "match"),
+    [
+        (methods.one_shot(0.3, at=50), "would end at density 1, not 0.3: it rewires for the last time at step 0 of 20"),
+        (methods.gmp(0.3, every=2, stop=50), "would end at density"),
+        (methods.granet(0.3, every=2, prune_until=50), "would end at density"),
+        (methods.granet(0.3, every=2, stop=0.5, prune_until=0.7), "would end at density"),
+    ],
+)
+def test_a_density_that_is_never_reached(method: Method, match: str) -> None:
+    fails(match, gossamer.sparsify, mlp(), method, total_steps=20)
+
+
+def test_after_the_last_update_granet_only_prunes() -> None:
+    model = mlp()
+    method = methods.granet(0.3, fraction=Constant(0.5), every=5, prune_until=1.0)
+    optimizers = make_optimizer("sgd-momentum", model)
+    sparsifier = gossamer.sparsify(model, method, optimizers, total_steps=20)
+    for batch in batches(n=20):
+        train_step(model, optimizers, batch)
+    assert sum(int(p.count_nonzero()) for n, p in model.named_parameters() if n in sparsifier.supports) == sum(
+        support.count for support in sparsifier.supports.values()
+    ), "no active weight is an untrained zero"
+
+
+def test_arguments_that_only_the_command_line_would_check() -> None:
+    fails("expected one of 'momentum', 'random'", methods.snfs, 0.3, grow="gradient")
+    fails("expected one of 'magnitude', 'momentum'", methods.snfs, 0.3, drop="gradient")
+    fails("double_at = 0.5: expected a tuple of times", methods.dsr, 0.3, double_at=0.5)
 
 
 NO_MOMENTUM_REFUSED = [

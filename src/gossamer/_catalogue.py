@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ._terminal import AsJson, guarded, markdown_table, print_table, print_wide_table, spelled
+from ._terminal import AsJson, guarded, markdown_table, print_table, print_wide_table
+from .experiments.values import spelled
 
-_SHOWN_DENSITY = 0.5  # at which the choices of methods are shown; N:M methods turn it into 2:4
+_SHOWN_DENSITY = 0.25  # at which the choices of methods are shown; N:M methods turn it into 1:4
 _ABOUT_OMITS = (
     "omits: which recommendations of Advances in Sparse Neural Model Training a method does not follow: rewire, "
     "dense gradients (update all weights), discard (intermediate values of inactive weights)"

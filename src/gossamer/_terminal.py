@@ -14,7 +14,6 @@ from rich.table import Table
 
 from .errors import GossamerError
 from .experiments.config import FIELDS, MAPPINGS, field_help
-from .experiments.values import spell
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and no progress.")]
 
@@ -62,12 +61,6 @@ def run_flags(function: Callable[..., None]) -> Callable[..., None]:
     function.__signature__ = inspect.Signature([*flags, *kept])  # type: ignore[attr-defined]
     function.__annotations__ = {p.name: p.annotation for p in (*flags, *kept)}
     return function
-
-
-def spelled(default: object) -> str:
-    """A default as --set takes it."""
-    value = spell(default)
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value).lower()
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -11,10 +11,6 @@ from .topology import (
     NM,
     Clock,
     Constant,
-    DropGrow,
-    FanInDropGrow,
-    PruneThen,
-    Rule,
     Schedule,
     Score,
     Select,
@@ -25,6 +21,7 @@ from .topology import (
 if TYPE_CHECKING:
     from .method import Method
 
+_LONG = 1_000_000  # steps: no time of a method is rounded away
 RECOMMENDATIONS = ("rewire", "dense gradients", "discard")
 
 
@@ -64,7 +61,9 @@ class Choices:
 def describe(method: Method) -> Choices:
     """Return the row of a composition."""
     rule, inactive = method.rule, method.inactive
-    drop, grow = _scores(rule, inactive)
+    drop, grow = rule.words
+    if isinstance(rule, Select) and isinstance(inactive, Zero):  # what is zero cannot win: it prunes
+        grow = "-"
     return Choices(
         init=_init(method),
         drop=drop,
@@ -81,37 +80,15 @@ def describe(method: Method) -> Choices:
 
 
 def _init(method: Method) -> str:
-    if as_schedule(method.density).resolve(1)(0) == 1:
+    if as_schedule(method.density).resolve(_LONG)(0) == 1:
         return "dense"
     by = method.init.name if isinstance(method.init, Score) else "given"
     return f"{by}, {getattr(method.allocation, 'name', method.allocation)}"
 
 
-def _scores(rule: Rule, inactive: Zero | Live) -> tuple[str, str]:
-    if isinstance(rule, PruneThen):
-        drop, grow = _scores(rule.rule, inactive)
-        return f"{drop}; first over all layers", grow
-    if isinstance(rule, FanInDropGrow):
-        return _scores(rule.base, inactive)
-    if isinstance(rule, DropGrow):
-        drop = rule.drop.name + (f" {rule.threshold.name}" if rule.threshold else "")
-        return drop, rule.grow.name + ("" if rule.revive else ", not the just dropped")
-    if isinstance(rule, Select):
-        return rule.score.name, rule.score.name if isinstance(inactive, Live) else "-"
-    return ("-", "-") if isinstance(rule, Static) else (type(rule).__name__, type(rule).__name__)
-
-
 def _where(method: Method) -> str:
-    rule = method.rule
-    if isinstance(rule, Static):
-        return "-"
-    if isinstance(rule, FanInDropGrow):
-        return "neuron"
-    if isinstance(rule, PruneThen):
-        return "layer"
-    quota = getattr(rule, "quota", None)
-    if quota is not None:
-        return f"layer, shares by {quota.name.replace('_', ' ')}"
+    if method.rule.where is not None:
+        return method.rule.where
     return "group of inputs" if isinstance(method.structure, NM) else method.scope
 
 
@@ -169,7 +146,7 @@ def _omits(method: Method, grow: str) -> tuple[str, ...]:
     live = inactive if isinstance(inactive, Live) else None
     follows = {
         "rewire": grow != "-",
-        "dense gradients": live is not None and live.scale > 0,
+        "dense gradients": live is not None and live.scale > 0 and live.reach is None,
         "discard": live is None or bool(live.exploit or live.decay),
     }
     return tuple(name for name in RECOMMENDATIONS if not follows[name])

@@ -21,6 +21,7 @@ from .experiments.config import RunConfig
 
 if TYPE_CHECKING:
     from .experiments.progress import Show
+    from .experiments.runs import Result
 
 app = typer.Typer(
     name="gossamer",
@@ -101,7 +102,22 @@ def train_command(
         f"({counts['active']:,} of {counts['eligible']:,} weights), model {result.checkpoint_bytes:,} bytes\n"
         f"report: {Path(result.config['out']) / 'report.html'}"
     )
+    _notice_still_supports(result)
     _notice_missing_curves()
+
+
+def _notice_still_supports(result: Result) -> None:
+    """A method with a period longer than the training is static, which nobody asks for on purpose."""
+    from .experiments.runs import RunFolder
+
+    every = result.config["args"].get("every")
+    rewirings = sum(row["rewirings"] for row in RunFolder(Path(result.config["out"])).metrics())
+    if every not in (None, "inf") and not rewirings:
+        typer.echo(
+            f"note: {result.method} did not rewire once in {result.steps} steps (every = {every}); "
+            "give a smaller --set every=..., e.g. every=0.025 for forty times per training",
+            err=True,
+        )
 
 
 def _run_config(flags: Mapping[str, Any], settings: list[str], file: Path | None, resume: bool) -> RunConfig:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .errors import ConfigError
+from .errors import ConfigError, DivergedError
 from .method import Given, Method
 from .topology import Explicit, Support, select_top
 
@@ -36,6 +36,11 @@ def cut(openness: Mapping[str, Tensor], density: float | None) -> dict[str, Tens
     >>> cut({"a": torch.tensor([0.3, -0.1]), "b": torch.tensor([-0.2, -0.4])}, None)
     {'a': tensor([ True, False]), 'b': tensor([ True, False])}
     """
+    for name, score in openness.items():
+        if bool(score.isnan().any()):
+            raise DivergedError(
+                f"the gates of {name} are NaN and cannot be cut: training has diverged; lower the rates"
+            )
     scores = list(openness.values())
     best = [select_top([score], 1)[0] for score in scores]
     if density is None:

@@ -60,3 +60,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? Known" if near else "known"
     return f"; {hint}: {', '.join(known)}"
+
+
+def check_number(name: str, value: object, meaning: str, low: float = 0.0, high: float = float("inf")) -> None:
+    """Raise ConfigError unless ``value`` is a finite number from ``low`` to ``high``."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and low <= value <= high and abs(value) < float("inf")):  # type: ignore[operator, arg-type]
+        bounds = f"from {low:g} on" if high == float("inf") else f"from {low:g} to {high:g}"
+        raise ConfigError(f"{name}={value!r}: this is {meaning}, a number {bounds}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise ConfigError unless ``value`` is True or False: any text would count as true."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r}: expected True or False")

@@ -47,7 +47,8 @@ class Gating(nn.Module):
 class GatedWeight:
     """One weight of a learned method while its gate is soft. The Parameter keeps its identity throughout.
 
-    momentum: of s, where the gate has its own step. base_rate: the weight's learning rate that counts as 1.
+    momentum: of s, where the gate has its own step. base_rate: the weight's learning rate that counts as 1,
+    its peak where a scheduler names it; 0 until the first update.
     """
 
     candidate: Candidate
@@ -55,7 +56,7 @@ class GatedWeight:
     optimizer: Optimizer | None = None
     gating: Gating = field(init=False)
     momentum: Tensor | None = field(init=False, default=None)
-    base_rate: float = field(init=False, default=1.0)
+    base_rate: float = field(init=False, default=0.0)
     _order: list[str] = field(init=False, default_factory=list, repr=False)  # of the module's parameters
     _pending: Tensor | None = field(init=False, default=None, repr=False)
     _arrived: bool = field(init=False, default=False, repr=False)
@@ -161,8 +162,7 @@ class GatedWeight:
         self.leave()
         self._slots = None
         self.join(optimizer)
-        group = self._group()
-        self.base_rate = float(group.get("max_lr", group.get("initial_lr", group["lr"])))
+        self.base_rate = 0.0
 
     def _group(self) -> dict[str, Any]:
         assert self.optimizer is not None
@@ -200,7 +200,10 @@ class GatedWeight:
             self.momentum = grad.clone()
         else:
             self.momentum.mul_(self.gate.momentum).add_(grad)
-        rate = self.gate.lr * (float(self._group()["lr"]) / self.base_rate if self.base_rate else 1.0)
+        group = self._group()
+        if not self.base_rate:  # by now a scheduler is there, if any
+            self.base_rate = float(group.get("max_lr", group.get("initial_lr", group["lr"])))
+        rate = self.gate.lr * float(group["lr"]) / self.base_rate if self.base_rate else 0.0
         self.s.data.add_(grad.add(self.momentum, alpha=self.gate.momentum), alpha=-rate)
 
     def drop_gradient(self) -> None:

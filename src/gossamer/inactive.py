@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from .errors import ConfigError
+from .errors import ConfigError, check_number
 from .topology import Schedule, as_schedule, check_density
 
 
@@ -144,7 +144,7 @@ class Zero:
     def __post_init__(self) -> None:
         check_choice("Zero(slots=...)", self.slots, ("zero", "keep"))
         check_choice("Zero(newborn=...)", self.newborn, ("neutral", "zero"))
-        _check_not_negative("newborn_std", self.newborn_std, "the standard deviation of a new weight's first value")
+        check_number("newborn_std", self.newborn_std, "the standard deviation of a new weight's first value")
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Live:
         if self.exploit is not None and not hasattr(self.exploit, "decay"):
             raise ConfigError(f"exploit={self.exploit!r}: expected gossamer.Reset(z), Fix(v), Regularize(beta) or None")
         for name in ("decay", "active_decay"):
-            _check_not_negative(name, getattr(self, name), "lambda, what is added to the gradient per weight")
+            check_number(name, getattr(self, name), "lambda, what is added to the gradient per weight")
         if self.reach is not None and not callable(self.reach):
             check_density(self.reach)
         if self.reach is not None and self.scale != 1.0:
@@ -224,8 +224,8 @@ class Langevin:
     temperature: float = 1e-5
 
     def __post_init__(self) -> None:
-        _check_not_negative("l1", self.l1, "alpha, the pull towards zero")
-        _check_not_negative("temperature", self.temperature, "T, the strength of the noise")
+        check_number("l1", self.l1, "alpha, the pull towards zero")
+        check_number("temperature", self.temperature, "T, the strength of the noise")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -246,9 +246,3 @@ def check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise ConfigError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ConfigError(f"{what} is {value!r}; expected one of {', '.join(map(repr, choices))}")
-
-
-def _check_not_negative(name: str, value: object, meaning: str) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and 0 <= value < math.inf):  # type: ignore[operator]
-        raise ConfigError(f"{name}={value!r}: this is {meaning}, a number from 0 on")

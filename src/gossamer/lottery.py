@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,22 @@ from .cutting import static_on
 from .errors import AttachError, ConfigError
 from .hooks import StepHooks
 from .method import Method
-from .rewinding import Supports, Targets, dense_supports, pack_level, prune, rewind, snapshot, unpack_supports
+from .rewinding import (
+    Supports,
+    Targets,
+    check_search,
+    dense_supports,
+    digest,
+    make_folder,
+    pack_level,
+    path_of,
+    prune,
+    require_new,
+    rewind,
+    snapshot,
+    unpack_supports,
+    weights_of,
+)
 from .sparsifier import Sparsifier
 from .tickets import Tickets
 
@@ -98,18 +112,16 @@ def find_ticket(
     Source: Frankle and Carbin 2019 (1803.03635), Frankle et al. 2020 (1912.05671), Renda et al. 2020 (2003.02389).
 
     Raises:
-        ConfigError: no ticket method, a density or rewind that cannot be, a `train` that makes more steps than asked or
-            none, a folder that cannot be used or holds another search.
-        AttachError: `attach` was called not once, or with optimizers that cannot be used; weights are sharded.
+        ConfigError: an argument of another kind, a density or rewind that cannot be, a `train` that makes more steps
+            than asked or none, a folder that cannot be used or holds another search.
+        AttachError: `attach` was called not once, or with optimizers that cannot be used, are not new or lack a
+            targeted weight; weights are sharded.
         DivergedError: a trained weight is not finite.
     """
     if not isinstance(method, Tickets):
         raise ConfigError(f"method is {method!r}; a search needs one such as gossamer.methods.lottery(density=0.1)")
-    if type(total_steps) is not int or total_steps < 1:
-        raise ConfigError(f"total_steps={total_steps!r}: expected the number of optimizer steps, >= 1")
-    if type(seed) is not int:
-        raise ConfigError(f"seed={seed!r}: expected an int, the same on every rank")
-    search = _Search(model, train, method, total_steps, targets, seed, None if folder is None else Path(folder))
+    check_search(model, train, total_steps, seed)
+    search = _Search(model, train, method, total_steps, targets, seed, path_of(folder))
     for level in range(method.depth):
         if not search.resume(level):
             search.run(level)
@@ -139,14 +151,13 @@ class _Search:
         self.state = snapshot(model)
         self.plan = self._plan() if folder else {}
         if folder:
-            _make(folder)
+            make_folder(folder)
 
     def run(self, level: int) -> None:
         """Train on the supports of the level before (level 0: dense), prune, and save what is new."""
         rewinds = self.method.mode == "weights"
-        supports = self.levels[-1] if level else None
         remember = self.start if rewinds and not level else None
-        attach = _Attach(self.model, supports, self.targets, self.seed, remember)
+        attach = _Attach(self.model, self.levels[-1], self.targets, self.seed, dense=not level, remember=remember)
         start, stop = (self.start, self.stop) if level else (0, self.total_steps)
         if level:
             rewind(self.model, self.state, self.levels[-1])
@@ -157,7 +168,10 @@ class _Search:
         self.state = self.state if new is None else new
         if self.folder:
             checkpoint.save(
-                self._file(level), pack_level(self.levels[-1], new), kind="level", metadata={"plan": self.plan}
+                self._file(level),
+                pack_level(self.levels[-1], new),
+                kind="level",
+                metadata={"plan": self._plan_of(level)},
             )
 
     def resume(self, level: int) -> bool:
@@ -165,12 +179,13 @@ class _Search:
         if self.folder is None or not self._file(level).exists():
             return False
         contents = checkpoint.load(self._file(level))
-        saved = contents.metadata.get("plan", {})
-        changed = [f"{key} {saved.get(key)} -> {value}" for key, value in self.plan.items() if saved.get(key) != value]
+        saved, plan = contents.metadata.get("plan", {}), self._plan_of(level)
+        keys = [key for key in plan | saved if saved.get(key) != plan.get(key)]
+        changed = [f"{key} {saved.get(key)} -> {plan.get(key)}" for key in keys]
         if changed:
             raise ConfigError(
-                f"{self._file(level)} is of another search ({', '.join(changed)}); leave these as they were and build "
-                "the model anew, or give another folder"
+                f"{self._file(level)} is of another search ({', '.join(changed[:6])}); leave these as they were and "
+                "build the model anew, or give another folder"
             )
         device = next(iter(self.levels[0].values())).device
         self.levels.append({name: s.to(device) for name, s in unpack_supports(contents.state).items()})
@@ -190,20 +205,31 @@ class _Search:
         plan = {name: repr(getattr(method, name)) for name in names}
         plan |= {"rewind": str(self.start), "total_steps": str(self.total_steps), "seed": str(self.seed)}
         counts = torch.tensor([list(level.values()) for level in self.counts])
-        return plan | {"counts": _digest({"": counts}), "initial weights": _digest(self.state)}
+        plan |= {"counts": digest({"": counts}), "initial weights": digest(self.state)}
+        return plan | {f"target {name}": str(support.shape) for name, support in self.levels[0].items()}
+
+    def _plan_of(self, level: int) -> dict[str, str]:
+        return {"level": str(level + 1)} | self.plan
 
 
 class _Attach:
     """What `train` is given as `attach`: it keeps pruned weights zero, counts steps and remembers one.
 
-    supports: None in dense training. remember: the step after which to take a snapshot. made: steps so far.
+    dense: whether nothing is pruned yet. remember: the step after which to take a snapshot. made: steps so far.
     """
 
     def __init__(
-        self, model: nn.Module, supports: Supports | None, targets: Targets, seed: int, remember: int | None = None
+        self,
+        model: nn.Module,
+        supports: Supports,
+        targets: Targets,
+        seed: int,
+        *,
+        dense: bool = False,
+        remember: int | None = None,
     ) -> None:
         self._model, self._supports, self._targets, self._seed = model, supports, targets, seed
-        self._remember, self.made = remember, 0
+        self._dense, self._remember, self.made = dense, remember, 0
         self.remembered = snapshot(model) if remember == 0 else None
         self.hooks: StepHooks | None = None
         self._sparsifier: Sparsifier | None = None
@@ -213,7 +239,10 @@ class _Attach:
         if self.hooks is not None:
             raise AttachError("attach() was called twice in one training; pass all optimizers in one call")
         optimizers = optimizer_state.usable(optimizer, live=False)
-        if self._supports is not None:
+        for name, weight in weights_of(self._model, self._supports).items():
+            optimizer_state.owner(name, weight, optimizers)
+        require_new(optimizers)
+        if not self._dense:
             method = static_on(self._supports)
             self._sparsifier = Sparsifier(self._model, method, optimizers, targets=self._targets, seed=self._seed)
         self.hooks = StepHooks(
@@ -268,18 +297,3 @@ def _own_random_state(model: nn.Module, seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(seed)
         yield
-
-
-def _digest(state: Mapping[str, Tensor]) -> str:
-    told = hashlib.blake2b(digest_size=8)
-    for name, value in state.items():
-        told.update(name.encode())
-        told.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return told.hexdigest()
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot use {folder} as the folder of a search: {error.strerror}; give another") from error

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .cutting import static_on
-from .errors import ConfigError
+from .errors import AttachError, ConfigError
 from .learned import LearnedSparsifier
 from .masking import keep_on
 from .method import Method
 from .reparametrise import Learned, SoftGate
+from .rewinding import check_search
 from .targets import canonical
 from .topology import Support
+from .topology.schedules import check_time, to_step
 
 Train = Callable[[nn.Module, Callable[[Any], LearnedSparsifier], int, int], object]
 
@@ -77,14 +79,18 @@ def find_ticket_cs(
     code resets beta before it clamps s, which lets suppressed gates come back, and doubles kept weights at s0 = 0.
 
     Raises:
-        ConfigError: method without soft gates, rounds or rewind out of range, `train` makes no step or more than asked.
+        ConfigError: method without soft gates, rounds or rewind out of range, `train` makes no step or more than asked,
+            an argument of another kind.
+        AttachError: `train` adds, removes or replaces a module or parameter, or `attach` cannot use the optimizer.
     """
     if not isinstance(method, Learned) or not isinstance(method.gate, SoftGate):
         raise ConfigError(f"method is {method!r}; a search needs soft gates: gossamer.methods.cs(density=None)")
     if type(rounds) is not int or rounds < 1:
         raise ConfigError(f"rounds={rounds!r}: expected a whole number of rounds, >= 1")
-    step = round(rewind * total_steps) if isinstance(rewind, float) else rewind
-    if type(step) is not int or not 0 <= step < total_steps:
+    check_search(model, train, total_steps, seed)
+    check_time("rewind", rewind)
+    step = to_step("rewind", rewind, total_steps)
+    if step >= total_steps:
         raise ConfigError(f"rewind={rewind!r}: expected a step below {total_steps}, or a fraction of training below 1")
     whole = dataclasses.replace(method, finalize=total_steps)
     search = _Search(model, whole, step, total_steps=total_steps, targets=targets, seed=seed)
@@ -113,6 +119,7 @@ class _Search(LearnedSparsifier):
     def __init__(self, model: nn.Module, method: Learned, rewind: int, **settings: Any) -> None:
         super().__init__(model, method, **settings)
         self._rewind = rewind
+        self._names, self._parameters = set(model.state_dict()), dict(model.named_parameters())
         self.early = self._plain_state() if rewind == 0 else {}
 
     def attach_and_return(self, optimizer: Any) -> _Search:
@@ -142,6 +149,7 @@ class _Search(LearnedSparsifier):
             raise ConfigError("train(model, attach, start, stop) made no step with the optimizer it gave to attach()")
         if not self.early:
             raise ConfigError(f"train(model, attach, start, stop) made fewer steps than rewind={self._rewind}")
+        self._check_model()
         if last:
             self.finalize()
             return
@@ -151,6 +159,17 @@ class _Search(LearnedSparsifier):
             weight.momentum = None
         self._soft_steps = 0
         self._set_beta()
+
+    def _check_model(self) -> None:
+        """Raise if `train` left another model than it was given."""
+        now = dict(self._model.named_parameters())
+        odd = self._names ^ set(self._model.state_dict())
+        odd |= {name for name, parameter in self._parameters.items() if now.get(name) is not parameter}
+        if odd:
+            raise AttachError(
+                f"train() added, removed or replaced {', '.join(sorted(odd)[:3])}; build the whole model before "
+                "find_ticket_cs(), and train it as it is"
+            )
 
     def _plain_state(self) -> dict[str, Tensor]:
         """A copy of the model's state without gates, w under its plain name."""

@@ -17,6 +17,7 @@ from .topology import (
     NM,
     Allocation,
     Clock,
+    Constant,
     FanIn,
     FanInDropGrow,
     Rule,
@@ -52,6 +53,9 @@ class Given:
     """Initial supports handed in: weight name -> Support or boolean mask."""
 
     supports: Mapping[str, Support | Tensor] = field(repr=False)
+
+
+_FOREVER = 1 << 60  # a step after the end of every schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +153,7 @@ class Method:
     @property
     def budget(self) -> Literal["each", "total", "at most"]:
         """What binds of `counts`: that of each weight, their sum, or that of each as an upper bound."""
-        if isinstance(self.rule, FanInDropGrow):
+        if not self.rule.fills:
             return "at most"
         return "total" if self.scope == "global" else "each"
 
@@ -180,13 +184,24 @@ class Method:
                 f"method {self.name!r} would rewire instead of every single update (every = {self.clock.every!r} of "
                 f"{total_steps} steps is 1 step), so nothing would train; use every >= 2, or more steps"
             )
-        return dataclasses.replace(
-            self,
-            density=as_schedule(self.density).resolve(total_steps),
-            rule=self.rule.resolve(total_steps),
-            clock=clock,
-            inactive=inactive,
-        )
+        density = as_schedule(self.density).resolve(total_steps)
+        if total_steps is not None:
+            self._check_last_density(density, clock, total_steps)
+        rule = self.rule.resolve(total_steps)
+        return dataclasses.replace(self, density=density, rule=rule, clock=clock, inactive=inactive)
+
+    def _check_last_density(self, density: Schedule, clock: Clock, total_steps: int) -> None:
+        """Raise if the density that training ends with is not the one that the schedule ends with."""
+        if isinstance(density, Constant):
+            return
+        last = next((step for step in range(total_steps, 0, -1) if clock.due(step)), 0)
+        reached, wanted = density(last), density(_FOREVER)
+        if not math.isclose(reached, wanted):
+            raise ConfigError(
+                f"method {self.name!r} would end at density {reached:.4g}, not {wanted:.4g}: it rewires for the last "
+                f"time at step {last} of {total_steps}, before its schedule has ended; let the schedule end within "
+                "training, and the rewirings not before it"
+            )
 
     def counts(self, shapes: Mapping[str, Any], step: int) -> dict[str, int]:
         """Exact number of active entries per weight at `step`, as the structure allows."""

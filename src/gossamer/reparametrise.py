@@ -38,8 +38,7 @@ class SoftGate:
         _check_number("penalty", self.penalty, "lambda, the weight of the gates in the loss", 0, math.inf)
         _check_number("temperature", self.temperature, "B, the last beta", 1, 1e6)
         _check_number("gate_lr", self.lr, "the learning rate of the gates", 0, math.inf)
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"gate_momentum={self.momentum!r}: this is the momentum of the gates, in [0, 1)")
+        _check_number("gate_momentum", self.momentum, "the momentum of the gates, below 1", 0, math.nextafter(1, 0))
 
     @property
     def choices(self) -> Choices:

@@ -46,6 +46,7 @@ class DenseSite:
     _version: int = field(init=False, default=-1, repr=False)  # of the parameter when it was last made sparse
     _undisturbed: bool = field(init=False, default=False, repr=False)  # nothing wrote to it since
     _before: Tensor | None = field(init=False, default=None, repr=False)
+    _own_grad: Tensor | None = field(init=False, default=None, repr=False)  # without the decay
 
     def __post_init__(self) -> None:
         self.mask = torch.ones_like(self.weight, dtype=torch.bool)
@@ -169,7 +170,10 @@ class DenseSite:
         self.arm(growing=False)
 
     def add_decay(self, scale: float) -> None:
-        """Add lambda w to the gradient of what is trained; `scale` is the loss scale still inside the gradient."""
+        """Add lambda w to the gradient that the optimizer sees; `scale` is the loss scale still inside the gradient.
+
+        The gradient itself is put back after the update: it belongs to the user, who may go on accumulating into it.
+        """
         inactive, grad = self.inactive, self.parameter.grad
         if not isinstance(inactive, Live) or grad is None or not (inactive.decay or inactive.active_decay):
             return
@@ -177,7 +181,12 @@ class DenseSite:
         pull = torch.where(self.mask, inactive.active_decay * w, inactive.decay * w)
         if self.traits.reach is not None:
             keep_on(self.traits.reach, pull, out=pull)
-        distributed.local(grad).add_(pull, alpha=scale)
+        self._own_grad, self.parameter.grad = grad, grad.clone()
+        distributed.local(self.parameter.grad).add_(pull, alpha=scale)
+
+    def _take_back_decay(self) -> None:
+        if self._own_grad is not None:
+            self.parameter.grad, self._own_grad = self._own_grad, None
 
     # -- the optimizer step of live methods --
 
@@ -199,6 +208,7 @@ class DenseSite:
 
     def act_on_inactive(self, step: int) -> None:
         """After the update of `step`: what its forward pass left out is scaled by s and decayed, or cleared."""
+        self._take_back_decay()
         if not isinstance(self.inactive, Live):
             return self._stay_zero()
         trained = self.weight
@@ -226,6 +236,7 @@ class DenseSite:
     def abandon_step(self) -> None:
         """Make the weight sparse again after an update that raised or a change from outside."""
         self.stashed_grad = self._before = None
+        self._take_back_decay()
         if self.live:
             self.show_sparse()
         else:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
@@ -21,7 +23,7 @@ from .method import Live, Method
 from .sites import DenseSite
 from .state import VERSION, check_fits, read_state
 from .targets import Candidate, choose
-from .topology import PruneThen, Select, Support
+from .topology import Support
 
 Observer = Callable[[int, Mapping[str, Tensor], Mapping[str, Tensor]], None]
 _SYNC_EVERY = 100  # selections between two comparisons of supports across ranks
@@ -89,6 +91,11 @@ class Sparsifier:
             )
         if candidate.parameter.is_meta:
             raise AttachError(f"{candidate.name} is on the meta device and has no values; materialise the model first")
+        if self.method.structure.single and isinstance(candidate.module, _ConvTransposeNd):
+            raise ConfigError(
+                f"{candidate.name} is the weight of a transposed convolution, whose first dimension holds its inputs; "
+                f"{self.method.structure.name} counts per output: leave it out with targets"
+            )
         return DenseSite(
             candidate.name,
             candidate.module,
@@ -263,9 +270,7 @@ class Sparsifier:
         inactive = self.method.inactive
         if isinstance(inactive, Live):
             return inactive.exploit is None or not inactive.exploit.frozen(step - 1)
-        return (
-            isinstance(self.method.rule, Select | PruneThen) or step != self.total_steps
-        )  # newborns must still be trained
+        return step != self.total_steps or self.method.rule.final is not None
 
     def _growing(self) -> bool:
         """Whether the gradient of the current step decides where to grow."""
@@ -280,7 +285,7 @@ class Sparsifier:
 
     def _rewire(self, step: int) -> None:
         before = self._whole_masks() if self._observers else {}
-        rewiring.rewire(self.method, self.sites, self.seed, step, self._memory)
+        rewiring.rewire(self._method_at(step), self.sites, self.seed, step, self._memory)
         self._selections += 1
         if self._observers:
             after = self._whole_masks()
@@ -289,6 +294,11 @@ class Sparsifier:
         frequent = isinstance(self.method.inactive, Live)
         if distributed.active() and not (frequent and self._selections % _SYNC_EVERY):
             distributed.check_supports(self.sites, step)
+
+    def _method_at(self, step: int) -> Method:
+        """After the last update a rule that grows does only what still makes sense."""
+        last = self.method.rule.final if step == self.total_steps and self.method.at == "after" else None
+        return self.method if last is None else replace(self.method, rule=last)
 
     def _whole_masks(self) -> dict[str, Tensor]:
         return {name: site.whole_mask() for name, site in self.sites.items()}

@@ -14,13 +14,15 @@ from .topology import Allocation, check_density, resolve_allocation
 from .topology.schedules import check_time, to_step
 
 _FRACTION_ERROR = 1e-9  # keep ** levels may miss the density it stands for by rounding
+_MOST_LEVELS = 100  # each is a whole training, and its support is kept; the papers prune up to some 30 times
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tickets:
     """A frozen ticket method; `gossamer.lottery.find_ticket` runs it.
 
-    density: of the ticket. levels: prunings, in equal geometric steps; None: as many as `keep` needs, or one.
+    density: of the ticket. levels: prunings in equal geometric steps, 100 at most; None: as many as `keep` needs, or
+        one.
     keep: share of the active weights that each level keeps, in (0, 1); None: what `levels` makes it.
     rewind: epsilon, where training starts again after a pruning: a step, or a fraction of training.
     mode: what goes back to epsilon: "weights" (and with them the schedule), "learning_rate" (the schedule) or "none".
@@ -54,6 +56,18 @@ class Tickets:
             raise ConfigError(f"levels={self.levels!r}: this is the number of prunings, a whole number >= 1")
         if self.keep is not None and not (type(self.keep) is float and 0 < self.keep < 1):
             raise ConfigError(f"keep={self.keep!r}: this is the share each level keeps, a fraction in (0, 1), e.g. 0.8")
+        self._check_depth()
+
+    def _check_depth(self) -> None:
+        if self.depth <= _MOST_LEVELS:
+            return
+        most = f"each level is a whole training, and a search makes {_MOST_LEVELS} at most"
+        if self.keep is None:
+            raise ConfigError(f"levels={self.levels}: {most}; use fewer levels")
+        raise ConfigError(
+            f"keep={self.keep} takes {self.depth} levels to density={self.density}, but {most}; use a smaller keep, "
+            "e.g. 0.8"
+        )
 
     @property
     def depth(self) -> int:

@@ -21,7 +21,7 @@ from gossamer.experiments.config import RunConfig
 from gossamer.experiments.optimizers import build_optimizers, rate_factor
 from gossamer.experiments.setup import build_parts, make_plan
 from gossamer.experiments.train import Interrupted, Update, train
-from gossamer.testing.oracles_tickets import Training, lottery_oracle
+from gossamer.testing.oracles import Training, lottery_oracle
 from gossamer.tickets import Tickets
 from gossamer.topology import Support
 
@@ -213,6 +213,7 @@ def test_sigkill_in_every_round_changes_nothing(ticket: Make) -> None:
         ({"args": {"rewind": 1.0}}, "rewind = 1.0 of 20 steps leaves none to train the ticket"),
         ({"args": {"rewind": 21}}, "rewind=21 is a step after the last one, 20"),
         ({"args": {"levels": 2, "keep": 0.8}}, "levels=2 and keep=0.8 both say"),
+        ({"args": {"levels": 10**9}}, "levels=1000000000: each level is a whole training"),
         ({"density": 1e-4}, "fewer than one for each of 2 layers"),
     ],
 )

@@ -8,12 +8,13 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from gossamer import Method, methods
-from gossamer.testing import MethodLaws, Task, Trace
-from gossamer.testing.oracles import rigl_oracle, set_oracle, static_oracle
+from gossamer import Learned, Method, methods
+from gossamer.testing import LearnedLaws, MethodLaws, Task, TicketLaws
+from gossamer.testing.oracles import Trace, rigl_oracle, set_oracle, static_oracle
+from gossamer.tickets import Tickets
 from gossamer.topology import Cosine, Linear, scores
 
-METHODS = {name: info for name, info in methods.REGISTRY.items() if isinstance(info.build(0.25), Method)}
+LAWS: dict[type, type] = {Method: MethodLaws, Learned: LearnedLaws, Tickets: TicketLaws}
 
 
 def static(laws: MethodLaws, task: Task) -> Trace:
@@ -38,23 +39,27 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "set": ({}, {"oracle": set_}),
     "srigl": ({"every": 3, "fraction": 0.5, "stop": 1.0}, {}),
     "static": ({}, {"moves": False, "oracle": static}),
+    "cs": ({"penalty": 1e-3}, {}),
+    "lottery": ({"levels": 2, "rewind": 0.25}, {}),
+    "str": ({"s_init": -2.5}, {"starts_dense": False}),
 }
 
 
-def laws_of(name: str) -> type[MethodLaws]:
+def laws_of(name: str) -> type:
     """A method that has a period rewires every second step."""
-    build = METHODS[name].build
+    build = methods.REGISTRY[name].build
     special, attributes = SETTINGS.get(name, ({}, {}))
     period = {"every": 2} if "every" in inspect.signature(build).parameters else {}
     arguments = period | special
 
-    def make(self: MethodLaws, density: float) -> Method:
-        return build(density, **arguments)  # type: ignore[no-any-return]
+    def make(self: Any, density: float) -> Any:
+        return build(density, **arguments)
 
-    return type(f"Test{name.title().replace('-', '')}", (MethodLaws,), {"make": make, **attributes})
+    (laws,) = (laws for kind, laws in LAWS.items() if isinstance(build(0.25), kind))
+    return type(f"Test{name.title().replace('-', '')}", (laws,), {"make": make, **attributes})
 
 
-for _name in METHODS:
+for _name in methods.REGISTRY:
     _laws = laws_of(_name)
     globals()[_laws.__name__] = _laws
 
@@ -76,6 +81,11 @@ class TestGlobalStatic(MethodLaws):
         return Method(name="global static", density=density, init=scores.magnitude, scope="global")
 
 
+class TestGlobalLotteryWithoutRewinding(TicketLaws):
+    def make(self, density: float) -> Tickets:
+        return methods.lottery(density, keep=0.6, rewind=3, mode="none", scope="global")
+
+
 def test_settings_are_of_methods() -> None:
-    assert set(SETTINGS) <= set(METHODS)
-    assert {"gmp", "granet", "rewire", "rigl-itop", "snfs", "sr-ste", "ste", "topkast"} <= set(METHODS)
+    assert set(SETTINGS) <= set(methods.REGISTRY)
+    assert {"gmp", "granet", "rewire", "rigl-itop", "snfs", "sr-ste", "ste", "topkast"} <= set(methods.REGISTRY)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from gossamer import Method, Zero, methods, rewiring
 from gossamer.gate import GradientGate
 from gossamer.sites import DenseSite
-from gossamer.testing import MethodLaws, Task, Trace, not_applicable, run_laws
-from gossamer.testing.oracles import static_oracle
+from gossamer.testing import MethodLaws, Task, not_applicable, run_laws
+from gossamer.testing.oracles import Trace, static_oracle
 from gossamer.topology import Clock, DropGrow, Entries, Score, Select, score, scores
 
 LAWS = [name for name in dir(MethodLaws) if name.startswith("test_")]

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gossamer.testing import Step, Trace, rewire_oracle, rigl_oracle, set_oracle, static_oracle
-from gossamer.testing.oracles import pick
+from gossamer.testing.oracles import Step, Trace, pick, rewire_oracle, rigl_oracle, set_oracle, static_oracle
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 MOMENTUM = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-3)

@@ -195,12 +195,14 @@ class Exploration:
         """
         try:
             rewirings, reported = int(state["rewirings"]), Tally.from_state(state["reported"])
+            if type(state["rewirings"]) is not int or rewirings < 0:
+                raise ValueError(f"rewirings is {state['rewirings']!r}")
             saved, now = state["weights"], self._sparsifier.supports
             if saved.keys() != self._weights.keys():
                 odd = ", ".join(sorted(saved.keys() ^ self._weights.keys())[:3])
                 raise CheckpointError(f"the watched weights differ: {odd}")
             read = {name: self._read(name, saved[name], now[name]) for name in self._weights}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"the saved topology metrics do not fit ({type(error).__name__}: {error}); pass what state_dict() of "
                 "an Exploration of the same model returned"

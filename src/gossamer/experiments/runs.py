@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -55,10 +56,12 @@ class Result:
             **{key: values[key] for key in ("seed", "final_loss", "steps", "seconds", "checkpoint_bytes")},
         }
         for key, value in numbers.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{key} is {value!r}, not a number")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise TypeError(f"{key} is {value!r}, not a finite number")
         if not isinstance(result.metric["name"], str) or "out" not in result.config:
             raise ValueError("it lacks the name of the metric or the run's folder")
+        if not isinstance(result.metric.get("higher_is_better"), bool):
+            raise ValueError("it does not say whether a higher metric is better")
         return result
 
     def to_dict(self) -> dict[str, Any]:
@@ -142,6 +145,10 @@ class RunFolder:
     def _unusable(self, why: object) -> ConfigError:
         return ConfigError(f"cannot use {self.path} as run folder: {why}; give another --out")
 
+    @property
+    def _again(self) -> str:
+        return f"delete the folder {self.path} to run it again"
+
     def stored_config(self) -> dict[str, Any]:
         """The resolved config of the run in this folder."""
         return read_config(self.config_file)
@@ -166,7 +173,7 @@ class RunFolder:
         try:
             return Result.from_dict(json.loads(self.result_file.read_text(encoding="utf-8")))
         except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{self.result_file} is no result of a run: {error}") from error
+            raise CheckpointError(f"{self.result_file} is no result of a run: {error}; {self._again}") from error
 
     def write_result(self, result: Result) -> None:
         """Write result.json, the last file of a run."""
@@ -182,4 +189,4 @@ class RunFolder:
             lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
             return [json.loads(line) for line in lines]
         except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{self.metrics_file} holds no rows of a run: {error}") from error
+            raise CheckpointError(f"{self.metrics_file} holds no rows of a run: {error}; {self._again}") from error

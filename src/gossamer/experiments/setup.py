@@ -77,13 +77,21 @@ class Plan:
         return rate_factor(self.config)(min(step, self.config.steps - 1))
 
 
-def make_plan(config: RunConfig) -> Plan:
-    """Check every name and value of `config`, load its data and fill in what the recipe says."""
+def named_method(config: RunConfig) -> Method | Learned | Tickets | None:
+    """The method of `config`; raises ConfigError if it, or an option of it, the model or the data, cannot be."""
     method = build_method(config)
     typed_options(config.model_options, models.model_options(config.model), f"model {config.model}")
-    dataset = data.load(config.data, valid_fraction=config.valid_fraction, **config.data_options)
+    typed_options(config.data_options, data.data_options(config.data), f"data set {config.data}")
+    return method
+
+
+def make_plan(config: RunConfig, dataset: data.Dataset | None = None) -> Plan:
+    """Check every name and value of `config`, load its data unless given, and fill in what the recipe says."""
+    method = named_method(config)
+    if dataset is None:
+        dataset = data.load(config.data, valid_fraction=config.valid_fraction, **config.data_options)
     resolved = resolve(config, dataset)
-    _check_device(resolved.device)
+    check_device(resolved.device)
     dataset.train.batch(0, resolved.batch_size, seed=resolved.seed)  # raises if there is no such batch
     first = _first_round(method, resolved.steps)
     return Plan(resolved, dataset.to(resolved.device), method, TASKS[dataset.task], first)
@@ -100,7 +108,8 @@ def _first_round(method: Method | Learned | Tickets | None, steps: int) -> Round
     return Round(0, steps, steps + method.depth * (stop - start), number=0)
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raise ConfigError if torch cannot compute on `device` here."""
     try:
         kind = torch.device(device).type
     except RuntimeError as error:

@@ -69,6 +69,18 @@ def spell(value: object) -> Any:
     raise ConfigError(f"{value!r} cannot be written to a config; use numbers, text or a part like 'reset:1000'")
 
 
+def spelled(value: object) -> str:
+    """Return `value` as ``--set`` takes it.
+
+    >>> spelled(None), spelled([True, math.inf]), spelled("head.W")
+    ('none', 'true,inf', 'head.W')
+    """
+    value = spell(value)
+    if isinstance(value, list):
+        return ",".join(map(spelled, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
 def parameters(function: Callable[..., Any], skip: Sequence[str] = ()) -> dict[str, tuple[Any, Any]]:
     """Return the settable arguments of `function`: name -> (annotation, default), without those in `skip`."""
     hints = typing.get_type_hints(function)
@@ -134,13 +146,15 @@ def _number(value: object, text: str | None, kind: Callable[[Any], Any]) -> Any:
 
 
 def _sequence(value: object, text: str | None, arguments: tuple[Any, ...], name: str) -> tuple[Any, ...]:
+    kind = arguments[0] if arguments else Any
+    if text is not None and text.lower() in _NONE and kind in (int, float, int | float):
+        return ()  # as text an empty list is hard to see
     if text is not None:
         items: Sequence[object] = [item for item in text.strip("[]()").split(",") if item.strip()]
     elif isinstance(value, Sequence):
         items = value
     else:
         items = [value]
-    kind = arguments[0] if arguments else Any
     return tuple(parse(item, kind, name) for item in items)
 
 
@@ -159,6 +173,9 @@ def _part(value: object, text: str | None, kind: type, name: str) -> Any:
     given = [item for item in tail.split(",") if item.strip()]
     if len(given) > len(fields):
         raise ConfigError(f"{name} = {value!r}: {head} takes {len(fields)} arguments at most")
+    needed = [field for field, (_, default) in fields.items() if default is Parameter.empty]
+    if len(given) < len(needed):
+        raise ConfigError(f"{name} = {value!r}: {head} needs {', '.join(needed)}; write {head}:{','.join(needed)}")
     typed = [
         parse(item, annotation, f"{name}.{field}")
         for item, (field, (annotation, _)) in zip(given, fields.items(), strict=False)

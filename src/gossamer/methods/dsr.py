@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from ..errors import check_flag
 from ..method import Method, Zero
 from ..topology import Adaptive, Allocation, Clock, DropGrow, own, scores, survivors
 from ._registry import named
@@ -30,8 +31,9 @@ def dsr(
     K > (1 + delta) N and doubles if K < (1 - delta) N; layer l grows K R_l / sum R at random, R_l being what survived
     there, not at positions just dropped.
 
-    target: N, the number to drop per reallocation, an int, or a share of all active weights, a float. The paper gives
-        numbers per network (20,000 of 293,000 for WRN-28-2, 400,000 of 5.1 million for ResNet-50: 7 to 8 %).
+    target: N, the number to drop per reallocation, an int, or a share of all active weights, a float. 0.1 is our
+        choice; the paper gives numbers per network (20,000 of 293,000 for WRN-28-2, 400,000 of 5.1 million for
+        ResNet-50: 7 to 8 %).
     threshold: H at first. tolerance: delta.
     every: steps between reallocations; double_at: times at which that period doubles; stop: none from here on.
     reallocate: False lets each layer regrow what it dropped; the control for free reallocation.
@@ -40,6 +42,7 @@ def dsr(
     Deviations: growth is exact (largest remainders; what a full layer cannot take goes to the others), each layer
     keeps at least one entry, slots of dropped weights are cleared.
     """
+    check_flag("reallocate", reallocate)
     return Method(
         name="dsr",
         density=density,

@@ -11,7 +11,6 @@ from ..method import Method, Zero
 from ..topology import (
     Allocation,
     Clock,
-    Cosine,
     Cubic,
     DropGrow,
     Piecewise,
@@ -21,6 +20,7 @@ from ..topology import (
     check_density,
     scores,
 )
+from ._fractions import cosine
 from ._registry import named
 
 
@@ -101,14 +101,15 @@ def granet(
     Every ΔT steps, after the update: (1) keep the largest |w| over all layers, as many as the cubic schedule of `gmp`
     says; (2) in each layer drop the floor(phi n) smallest of what is left and grow as many where |g| is largest.
 
-    initial: density at first, d_i; 1.0 is dense-to-sparse. fraction: phi, a number decays by cosine to .005.
+    initial: density at first, d_i, raised to `density` if below; 1.0 is dense-to-sparse. fraction: phi, a number
+        decays by cosine to .005.
     every: ΔT (the paper: 1000 to 4000). prune_until: end of pruning; regeneration goes on until `stop`.
     newborn: optimizer slots of new weights.
 
     Deviations: the final density is reached exactly (the authors' code stops one step short of it); phi n is rounded
     down, counts are exact, each layer keeps at least one entry.
     """
-    schedule = Cosine(fraction, min(fraction, 0.005)) if isinstance(fraction, int | float) else fraction
+    schedule = cosine(fraction, 0.005)
     first, start = max(check_density(initial), check_density(density)), 0 if isinstance(prune_until, int) else 0.0
     return Method(
         name="granet",

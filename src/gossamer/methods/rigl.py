@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ..method import Method, Zero
-from ..topology import Allocation, Clock, Cosine, DropGrow, Schedule, scores
+from ..topology import Allocation, Clock, DropGrow, Schedule, scores
+from ._fractions import cosine
 from ._registry import named
 
 
@@ -38,7 +39,7 @@ def rigl(
     then keep value and slots; new ones start at 0. First at ΔT, last before T_end.
     """
     clock = Clock(every=every, stop=stop)
-    schedule = Cosine(fraction, end=stop) if isinstance(fraction, int | float) else fraction
+    schedule = cosine(fraction, end=stop)
     return Method(
         name="rigl",
         density=density,
@@ -70,7 +71,7 @@ def rigl_itop(
     Unlike RigL it takes the update first and then rewires: drops by the new |w|, grows by |g| of the same batch.
     Deviations: counts are exact; the authors' code also drops what ties with the threshold.
     """
-    schedule = Cosine(fraction, min(fraction, 0.005)) if isinstance(fraction, int | float) else fraction
+    schedule = cosine(fraction, 0.005)
     return Method(
         name="rigl-itop",
         density=density,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from ..errors import check_flag
 from ..method import Method, Zero
-from ..topology import Allocation, Clock, Cosine, DropGrow, Linear, Schedule, scores
+from ..topology import Allocation, Clock, DropGrow, Linear, Schedule, scores
+from ._fractions import cosine
 from ._registry import named
 
 
@@ -31,11 +33,13 @@ def set_(
     split_signs: drop zeta of the positive and zeta of the negative weights (the original), not of all by |w|.
     newborn: optimizer slots of new weights, "neutral" or "zero". newborn_std: their values are drawn from
         N(0, newborn_std^2); 0.1 in the reference's NumPy code, 0 in its Keras code and here.
+    allocation: "erk" at a density that is given; the original has "er", its density following from epsilon = 20.
     grace: new weights are not dropped before this age, in steps or as a fraction of training; 0 in the paper.
 
     Rewiring follows the optimizer step; just-dropped positions may be grown again. Deviations: counts are exact
     (the reference drops one more per sign).
     """
+    check_flag("split_signs", split_signs)
     schedule = Linear(fraction) if isinstance(fraction, int | float) else fraction
     drop = scores.signed_magnitude if split_signs else scores.magnitude
     return Method(
@@ -67,7 +71,7 @@ def set_itop(
     Weights are dropped by |w|, both signs together. Deviations: counts are exact; in the authors' code random growth
     is a coin toss per position and ties at the threshold are dropped as well.
     """
-    schedule = Cosine(fraction, min(fraction, 0.005)) if isinstance(fraction, int | float) else fraction
+    schedule = cosine(fraction, 0.005)
     return Method(
         name="set-itop",
         density=density,

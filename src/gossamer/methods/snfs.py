@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from ..errors import check_flag
+from ..inactive import check_choice
 from ..method import Method, Zero
-from ..topology import Allocation, Clock, Cosine, DropGrow, Schedule, mean_momentum, own, scores
+from ..topology import Allocation, Clock, DropGrow, Schedule, mean_momentum, own, scores
+from ._fractions import cosine
 from ._registry import named
 
 
@@ -42,7 +45,10 @@ def snfs(
     excess goes to the others in proportion to q, and the authors' exception for nearly dense layers is left out.
     Refused for optimizers that keep no momentum.
     """
-    schedule = Cosine(fraction, min(fraction, 0.005)) if isinstance(fraction, int | float) else fraction
+    schedule = cosine(fraction, 0.005)
+    check_flag("reallocate", reallocate)
+    check_choice("drop", drop, ("magnitude", "momentum"))
+    check_choice("grow", grow, ("momentum", "random"))
     drop_score, grow_score = getattr(scores, drop), getattr(scores, grow)
     return Method(
         name="snfs",

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ..method import Method, Zero
-from ..topology import Allocation, Clock, Cosine, DropGrow, FanIn, FanInDropGrow, Schedule, scores
+from ..topology import Allocation, Clock, DropGrow, FanIn, FanInDropGrow, Schedule, scores
+from ._fractions import cosine
 from ._registry import named
 
 
@@ -32,7 +33,7 @@ def srigl(
 
     The growth step is consumed as in `rigl`. A layer has at most its count: fan-in times active neurons, rounded down.
     """
-    schedule = Cosine(fraction, end=stop) if isinstance(fraction, int | float) else fraction
+    schedule = cosine(fraction, end=stop)
     return Method(
         name="srigl",
         density=density,

@@ -82,6 +82,8 @@ def _groups(density: float, group: int | None) -> Structure:
     if group is None:
         return Unstructured()
     check_density(density)
+    if type(group) is not int or group < 1:
+        raise ConfigError(f"group={group!r}: this is M, how many inputs form a group, an int >= 1, or None for none")
     n = round(density * group)
     if not 1 <= n <= group or abs(n - density * group) > 1e-9:
         raise ConfigError(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from ..errors import check_number
 from ..method import Live, Method
 from ..topology import Allocation, Clock, Schedule, Select, check_density, scores
 from ._registry import named
@@ -42,6 +43,7 @@ def topkast(
     decay) is undone. Deviation: the regulariser is quadratic, as in common implementations; |w| is the other reading.
     """
     check_density(density)
+    check_number("decay", decay, "lambda, the strength of the exploration regulariser")
     reach = min(1.0, 2 * density) if backward is None else backward
     return Method(
         name="topkast",

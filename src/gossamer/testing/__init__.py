@@ -1,30 +1,29 @@
 """Checks that ship with the library: the conformance kit, and literal transcriptions of the published procedures."""
 
+from . import oracles
 from .conformance import (
     AllocationLaws,
+    LearnedLaws,
     MethodLaws,
     QuotaLaws,
     ScoreLaws,
     StructureLaws,
     Task,
+    TicketLaws,
     not_applicable,
     run_laws,
 )
-from .oracles import Step, Trace, rewire_oracle, rigl_oracle, set_oracle, static_oracle
 
 __all__ = [
     "AllocationLaws",
+    "LearnedLaws",
     "MethodLaws",
     "QuotaLaws",
     "ScoreLaws",
-    "Step",
     "StructureLaws",
     "Task",
-    "Trace",
+    "TicketLaws",
     "not_applicable",
-    "rewire_oracle",
-    "rigl_oracle",
+    "oracles",
     "run_laws",
-    "set_oracle",
-    "static_oracle",
 ]

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import functools
+import io
+import math
+import pickle
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from ..errors import GossamerError
 from ..method import Method
 from ..sparsifier import Sparsifier
 from ..topology import Constant
@@ -130,18 +137,12 @@ def loss_of(model: Callable[..., Any], batch: Batch) -> Tensor:
 
 
 @dataclass
-class Run:
-    """A model in training. rewirings: (step, masks before, masks after) so far."""
+class Training:
+    """A model in training, with whatever controller."""
 
     model: nn.Module
     optimizer: Optimizer
-    sparsifier: Sparsifier
-    rewirings: list[tuple[int, Mapping[str, Tensor], Mapping[str, Tensor]]] = field(default_factory=list)
-
-    @property
-    def method(self) -> Method:
-        """The method, times in steps."""
-        return self.sparsifier.method
+    sparsifier: Any
 
     def step(self, batch: Batch, loss: Callable[[Any, Batch], Tensor] = loss_of) -> float:
         """One ordinary step of training."""
@@ -156,15 +157,45 @@ class Run:
         return {name: support.mask.clone() for name, support in self.sparsifier.supports.items()}
 
     def values(self) -> dict[str, Tensor]:
-        """Copies of all parameters, of the trainable weights of a live method and of all optimizer slots."""
+        """Copies of all parameters and of all optimizer slots."""
         found = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        for name, site in self.sparsifier.sites.items():
-            if site.trainable is not None:
-                found[f"{name} (trainable)"] = site.trainable.clone()
         for name, p in self.model.named_parameters():
             for slot, value in self.optimizer.state.get(p, {}).items():
                 found[f"{name} ({slot})"] = torch.as_tensor(value).clone()
         return found
+
+    def save(self) -> bytes:
+        """Model, optimizer and sparsifier as a file that holds data only."""
+        file = io.BytesIO()
+        torch.save({part: getattr(self, part).state_dict() for part in ("model", "optimizer", "sparsifier")}, file)
+        return file.getvalue()
+
+    def load(self, file: bytes, order: tuple[str, ...] = ("model", "optimizer", "sparsifier")) -> None:
+        """Take over what `save` returned."""
+        state = torch.load(io.BytesIO(file), weights_only=True)
+        for part in order:
+            getattr(self, part).load_state_dict(state[part])
+
+
+@dataclass
+class Run(Training):
+    """A model in training by a `Method`. rewirings: (step, masks before, masks after) so far."""
+
+    sparsifier: Sparsifier
+    rewirings: list[tuple[int, Mapping[str, Tensor], Mapping[str, Tensor]]] = field(default_factory=list)
+
+    @property
+    def method(self) -> Method:
+        """The method, times in steps."""
+        return self.sparsifier.method
+
+    def values(self) -> dict[str, Tensor]:
+        """And copies of the trainable weights of a live method."""
+        sites = self.sparsifier.sites.items()
+        trainable = {
+            f"{name} (trainable)": site.trainable.clone() for name, site in sites if site.trainable is not None
+        }
+        return super().values() | trainable
 
 
 def start(
@@ -180,6 +211,46 @@ def start(
     run = Run(model, made, Sparsifier(model, method, made, total_steps=steps, seed=seed))
     run.sparsifier.watch(lambda step, before, after: run.rewirings.append((step, dict(before), dict(after))))
     return run
+
+
+# -- what must hold of a method --------------------------------------------------------------------------------
+
+
+def refused(attempt: Callable[[], object]) -> bool:
+    """Whether the library raises one of its own errors."""
+    try:
+        attempt()
+    except GossamerError:
+        return True
+    return False
+
+
+def check_densities_refused(make: Callable[[float], object]) -> None:
+    """Densities outside (0, 1] are refused at once."""
+    for density in (0.0, -0.1, 1.5, math.nan, math.inf):
+        law(refused(functools.partial(make, density)), f"make({density}) was not refused")
+
+
+def check_value(method: Any, again: Any, kind: type, picklable: bool) -> None:
+    """Frozen, equal to itself made again (and then of the same hash), and the same after pickling."""
+    law(isinstance(method, kind), f"make() returned a {type(method).__name__}, expected a {kind.__name__}")
+    law(method == again, "made twice it is not equal: hold numbers in frozen dataclasses, not in closures")
+    try:
+        same_hash = hash(method) == hash(again)
+    except TypeError:  # a part is a mapping
+        same_hash = True
+    law(same_hash, "equal methods have different hashes")
+    try:
+        method.name = "another"
+    except dataclasses.FrozenInstanceError:
+        pass
+    else:
+        law(False, "a field can be assigned to: it is not frozen")
+    law(method.name and method.name in repr(method), "its repr does not show its name")
+    law(all(method.choices.cells()), f"a choice is not described: {method.choices}")
+    law(copy.deepcopy(method) == method, "a deep copy is not equal")
+    if picklable:
+        law(pickle.loads(pickle.dumps(method)) == method, "unpickled it is not equal")
 
 
 # -- what must hold of a run -----------------------------------------------------------------------------------

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import functools
-import io
-import math
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,22 +12,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import GossamerError
 from ..method import Method
 from ..rewiring import generator_for
 from .conformance_lab import (
     OPTIMIZERS,
     STEPS,
     Batch,
-    Run,
     batches,
+    check_densities_refused,
     check_same,
+    check_value,
     check_zeros,
     global_seed,
     global_state,
     law,
     loss_of,
     make_model,
+    refused,
     start,
 )
 from .conformance_steps import StepLaws
@@ -111,12 +107,12 @@ class MethodLaws(StepLaws):
         for optimizer, every in (("AdamW", 1), ("SGD with momentum", 5)):
             whole, saved = start(self.make(self.density), optimizer=optimizer), []
             for batch in batches():
-                saved.append(_saved(whole))
+                saved.append(whole.save())
                 whole.step(batch)
             expected = {**whole.values(), **whole.masks()}
             for step in range(0, STEPS, every):
                 run = start(self.make(self.density), make_model(seed=9), optimizer, seed=8)
-                _load(run, saved[step])
+                run.load(saved[step])
                 for batch in batches()[step:]:
                     run.step(batch)
                 check_same(expected, {**run.values(), **run.masks()}, f"{optimizer}, resumed after step {step}")
@@ -142,41 +138,22 @@ class MethodLaws(StepLaws):
 
     def test_it_is_a_value(self) -> None:
         """Frozen, equal to itself made again (and then of the same hash), and the same after pickling."""
-        method, again = self.make(self.density), self.make(self.density)
-        law(isinstance(method, Method), f"make() returned a {type(method).__name__}, expected a gossamer.Method")
-        law(method == again, "made twice it is not equal: hold numbers in frozen dataclasses, not in closures")
-        try:
-            same_hash = hash(method) == hash(again)
-        except TypeError:  # a part is a mapping
-            same_hash = True
-        law(same_hash, "equal methods have different hashes")
-        try:
-            method.name = "another"  # type: ignore[misc]
-        except dataclasses.FrozenInstanceError:
-            pass
-        else:
-            law(False, "a field can be assigned to: it is not frozen")
-        law(method.name and method.name in repr(method), "its repr does not show its name")
-        law(all(method.choices.cells()), f"a choice is not described: {method.choices}")
-        law(copy.deepcopy(method) == method, "a deep copy is not equal")
-        if self.picklable:
-            law(pickle.loads(pickle.dumps(method)) == method, "unpickled it is not equal")
+        check_value(self.make(self.density), self.make(self.density), Method, self.picklable)
 
     def test_what_is_infeasible_is_refused_before_anything_changes(self) -> None:
         """Densities outside (0, 1], or too small for one entry per weight, and a missing length of training."""
-        for density in (0.0, -0.1, 1.5, math.nan, math.inf):
-            law(_refused(functools.partial(self.make, density)), f"make({density}) was not refused")
+        check_densities_refused(self.make)
         model = make_model()
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         tiny = 1 / sum(p.numel() for p in model.parameters())
         law(
-            _refused(lambda: start(self.make(tiny), model)),
+            refused(lambda: start(self.make(tiny), model)),
             f"density {tiny:.2g}, under one entry per weight, was taken",
         )
         check_same(before, dict(model.named_parameters()), "the model after a refused density")
         if "total_steps" in self.make(self.density).needs:
             made = self.make(self.density)
-            law(_refused(lambda: start(made, model, steps=None)), "it needs total_steps and ran without")  # type: ignore[arg-type]
+            law(refused(lambda: start(made, model, steps=None)), "it needs total_steps and ran without")  # type: ignore[arg-type]
             check_same(before, dict(model.named_parameters()), "the model after total_steps was missing")
         run = start(self.make(self.density), model)
         check_zeros(run, "attached after refusals")
@@ -203,26 +180,3 @@ class MethodLaws(StepLaws):
                 check_same({n: s.parameter for n, s in sites}, expected.weights, f"{where}, weights against the oracle")
                 trainable = {n: s.parameter if s.trainable is None else s.trainable for n, s in sites}
                 check_same(trainable, expected.trainable, f"{where}, trainable weights against the oracle")
-
-
-def _refused(attempt: Callable[[], object]) -> bool:
-    try:
-        attempt()
-    except GossamerError:
-        return True
-    return False
-
-
-def _saved(run: Run) -> bytes:
-    """Model, optimizer and sparsifier as a file that holds data only."""
-    file = io.BytesIO()
-    state = {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}
-    torch.save(state | {"sparsifier": run.sparsifier.state_dict()}, file)
-    return file.getvalue()
-
-
-def _load(run: Run, file: bytes) -> None:
-    state = torch.load(io.BytesIO(file), weights_only=True)
-    run.model.load_state_dict(state["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.sparsifier.load_state_dict(state["sparsifier"])

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from .counting import spread
 from .entries import Entries
 from .quotas import Quota, own
-from .rules import forced, keep_one, select_alive
+from .rules import Select, forced, keep_one, select_alive
 from .schedules import Schedule, Time, as_schedule, check_time, is_fractional, to_step
 from .scores import Score
 from .selection import count_true, select_top
@@ -57,6 +57,8 @@ class DropGrow:
     threshold: Threshold | None = None
     grace: Time = 0
     revive: bool = True
+    fills = True
+    final = None
 
     def __post_init__(self) -> None:
         """Check what is known without ``total_steps``."""
@@ -70,6 +72,17 @@ class DropGrow:
         if self.threshold is not None and self.drop.split is not None:
             raise ConfigError(f"the score {self.drop.name!r} splits a fraction over groups; a threshold has none")
         check_time("grace", self.grace)
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """The names of the scores."""
+        drop = self.drop.name + (f" {self.threshold.name}" if self.threshold else "")
+        return drop, self.grow.name + ("" if self.revive else ", not the just dropped")
+
+    @property
+    def where(self) -> str | None:
+        """The quota."""
+        return None if self.quota is None else f"layer, shares by {self.quota.name.replace('_', ' ')}"
 
     @property
     def needs(self) -> frozenset[str]:
@@ -210,6 +223,27 @@ class PruneThen:
     """
 
     rule: DropGrow
+    where = "layer"
+    fills = True
+
+    def __post_init__(self) -> None:
+        """Check what does not apply."""
+        if self.rule.quota is not None or self.rule.threshold is not None:
+            raise ConfigError(
+                "PruneThen rewires each weight by itself, at the count that pruning left it: its rule drops a fraction "
+                "and has no quota; leave quota and threshold out"
+            )
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """Those of the rule."""
+        drop, grow = self.rule.words
+        return f"{drop}; first over all layers", grow
+
+    @property
+    def final(self) -> Select:
+        """Pruning alone."""
+        return Select(self.rule.drop)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, check_number
 from .drop_grow import DropGrow
 from .entries import Entries
 from .rules import forced
@@ -44,17 +44,26 @@ class FanInDropGrow:
 
     base: DropGrow
     min_salient: float | int = 0.3
+    where = "neuron"
+    fills = False
+    final = None
 
     def __post_init__(self) -> None:
         """Check what does not apply."""
         rule = self.base
         if rule.quota or rule.threshold or rule.grace or not rule.revive or rule.drop.split:
             raise ConfigError("FanInDropGrow takes drop, grow and fraction alone; leave the other options out")
+        check_number("min_salient", self.min_salient, "gamma, how many salient entries keep a neuron")
         whole = type(self.min_salient) is int
         if isinstance(self.min_salient, bool) or not (self.min_salient >= 1 if whole else 0 <= self.min_salient <= 1):
             raise ConfigError(
                 f"min_salient = {self.min_salient!r}: expected a float in [0, 1], a share of the fan-in, or an int >= 1"
             )
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """Those of the base."""
+        return self.base.words
 
     @property
     def needs(self) -> frozenset[str]:

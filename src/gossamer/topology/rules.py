@@ -34,6 +34,22 @@ class Rule(Protocol):
     def needs_total(self) -> bool:
         """Whether it holds times that are fractions of training."""
 
+    @property
+    def words(self) -> tuple[str, str]:
+        """What it drops by and what it grows by, for the table of methods; "-" where it does not."""
+
+    @property
+    def where(self) -> str | None:
+        """Within what growth competes, in words; None: within the method's scope."""
+
+    @property
+    def fills(self) -> bool:
+        """Whether counts are met exactly; otherwise they are upper bounds."""
+
+    @property
+    def final(self) -> Rule | None:
+        """What rewires after the very last update, where newborn weights would never be trained; None: nothing."""
+
     def resolve(self, total_steps: int | None) -> Rule:
         """Return the rule with times in steps."""
 
@@ -57,6 +73,10 @@ class Static:
 
     needs = frozenset[str]()
     needs_total = False
+    words = ("-", "-")
+    where = "-"
+    fills = True
+    final = None
 
     def resolve(self, total_steps: int | None) -> Static:
         """Return itself."""
@@ -87,6 +107,18 @@ class Select:
 
     score: Score = scores.magnitude
     needs_total = False
+    where = None
+    fills = True
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """The score, twice."""
+        return self.score.name, self.score.name
+
+    @property
+    def final(self) -> Select:
+        """Itself."""
+        return self
 
     @property
     def needs(self) -> frozenset[str]:

@@ -255,7 +255,8 @@ class Clock:
             is the whole training); ``math.inf``, never.
         start: first time; None: ``every``.
         stop: end, not itself due; ``math.inf``: no end.
-        also: further times that are due whatever the period, as where a schedule must reach its last value.
+        also: further times, up to and including ``stop``, that are due whatever the period, as where a schedule must
+            reach its last value.
         double_at: times from which on the period is twice as long (DSR).
 
     >>> clock = Clock(every=100, stop=0.5).resolve(total_steps=600)
@@ -282,7 +283,10 @@ class Clock:
         if self.stop != math.inf:
             check_time("stop", self.stop)
         for name in ("also", "double_at"):
-            for time in getattr(self, name):
+            times = getattr(self, name)
+            if not isinstance(times, tuple):
+                raise ConfigError(f"{name} = {times!r}: expected a tuple of times, e.g. {name}=(0.5,)")
+            for time in times:
                 check_time(name, time)
 
     @property
@@ -312,7 +316,7 @@ class Clock:
         """Whether it is time at ``step`` completed optimizer steps."""
         if self.needs_total:
             _check_total(self, None)
-        if step in self.also:
+        if step in self.also and step <= self.stop:
             return True
         if self.every == math.inf:
             return False

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..errors import ConfigError
+from ..errors import ConfigError, check_number
 
 Memory = dict[str, float]  # what a rule remembers of one group from one rewiring to the next; part of a saved state
 
@@ -68,6 +68,8 @@ class Adaptive:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
+        for name in ("target", "start", "tolerance"):
+            check_number(name, getattr(self, name), "a setting of the adaptive threshold")
         share = isinstance(self.target, float)
         if isinstance(self.target, bool) or not (0 < self.target < 1 if share else self.target >= 1):
             raise ConfigError(

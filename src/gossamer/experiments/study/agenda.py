@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...errors import ConfigError, GossamerError
-from .. import data, models
-from ..config import RunConfig, build_method, typed_options
+from .. import data
+from ..config import ResolvedConfig, RunConfig
 from ..recipes import resolve
 from ..runs import Result, RunFolder
+from ..setup import build_parts, check_device, make_plan, named_method, pinned
 from .definition import Key, Point, Row, Study
 from .tuning import Tuning, tuned
 
 _TUNING = "tuning"  # folder of the tuning runs
+_HARMLESS = ("seed", "out", "lr")  # whether a run can be built does not depend on these
 
 
 @dataclass(frozen=True)
@@ -157,23 +159,36 @@ class Agenda:
 
 
 class _Checker:
-    """Checks the settings of runs, and what is in their folders; loads every data set once."""
+    """Checks the settings of runs, and what is in their folders; loads every data set and builds every model once."""
 
     def __init__(self, out: Path):
         self._out = out
         self._data: dict[str, data.Dataset] = {}
+        self._built: set[str] = set()
 
     def __call__(self, job: Job) -> None:
         config, folder = job.config, RunFolder(self._out / job.run)
         try:
-            build_method(config)
-            typed_options(config.model_options, models.model_options(config.model), f"model {config.model}")
+            named_method(config)
             dataset = self._dataset(config)
             if job.tuning and not len(dataset.valid):
                 raise ConfigError("tuning needs a validation split; write settings: {valid_fraction: 0.2} into tune")
-            folder.check(resolve(config, dataset), resume=True)
+            resolved = resolve(config, dataset)
+            folder.check(resolved, resume=True)
+            self._build(resolved, dataset)
         except GossamerError as error:
             raise ConfigError(f"{job}: {error}") from error
+
+    def _build(self, config: ResolvedConfig, dataset: data.Dataset) -> None:
+        """Make the model, optimizers and sparsifier, which check what the method needs; the CPU will do for that."""
+        name = repr({key: value for key, value in config.to_dict().items() if key not in _HARMLESS})
+        if name in self._built:
+            return
+        check_device(config.device)
+        plan = make_plan(replace(config, device="cpu"), dataset)
+        with pinned(plan.config):
+            build_parts(plan)
+        self._built.add(name)
 
     def _dataset(self, config: RunConfig) -> data.Dataset:
         settings = {"valid_fraction": config.valid_fraction, **config.data_options}

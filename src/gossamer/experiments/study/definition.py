@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -11,12 +12,12 @@ from ...errors import ConfigError, did_you_mean
 from ..config import RunConfig
 from ..runs import read_config
 from ..summary import DENSE
-from ..values import parse, spell
+from ..values import parse, spelled
 
 Key = tuple[str, float, int]  # label, density, seed
 Point = tuple[str, ...]  # settings such as "every=0.05", one per swept key
 _OWN = ("method", "args", "density", "seed", "out")  # fields of a run that a study sets itself
-_NEVER_SWEPT = (*_OWN, "data", "model", "valid_fraction")
+_NEVER_SWEPT = (*_OWN, "data", "model", "valid_fraction", "data.valid_fraction")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Row:
             return ()
         points: list[Point] = [()]
         for key, values in self.sweep.items():
-            points = [(*point, f"{key}={_text(value)}") for point in points for value in values]
+            points = [(*point, f"{key}={spelled(value)}") for point in points for value in values]
         return tuple(points)
 
 
@@ -86,6 +87,12 @@ class Study:
                 raise ConfigError(f"compare names the row {label!r}{did_you_mean(label, labels)}")
         if self.tune:
             _check_once("seeds of tune", self.tune.seeds)
+            shared = sorted(set(self.tune.seeds) & set(self.seeds))
+            if shared:
+                raise ConfigError(
+                    f"seeds {shared} are of the study and of tune: the choice would know the final runs' initial "
+                    "weights and data order; give tune seeds of its own, e.g. [100]"
+                )
         for row in self.rows:
             _check_sweep(row, self.tune)
 
@@ -94,7 +101,7 @@ class Study:
         """Build from a mapping such as a parsed YAML file; raises ConfigError on what is no study."""
         _check_keys("the study", values, cls)
         name = parse(values["name"], str, "name")
-        if Path(name).name != name or name in ("", ".", ".."):
+        if Path(name).name != name or name in ("", ".", "..") or not name.isprintable():
             raise ConfigError(f"name = {name!r}: a study's name is the name of its folder, e.g. m1d-baselines")
         rows = _list("rows", values["rows"])
         tune = values.get("tune")
@@ -213,14 +220,9 @@ def _check_sweep(row: Row, tune: Tune | None) -> None:
     for key in row.sweep:
         if key in _NEVER_SWEPT:
             raise ConfigError(f"row {row.label!r} sweeps {key!r}, which no sweep can choose; make two rows instead")
-    if row.sweep and len(row.points) != tune.budget:
+    points = math.prod(map(len, row.sweep.values()))  # counted first, since a wrong grid may be too large to make
+    if row.sweep and points != tune.budget:
         raise ConfigError(
-            f"the sweep of row {row.label!r} has {len(row.points)} points, but the budget of every row is {tune.budget}"
+            f"the sweep of row {row.label!r} has {points} points, but the budget of every row is {tune.budget}"
         )
     _check_once(f"points of the sweep of row {row.label!r}", [" ".join(point) for point in row.points])
-
-
-def _text(value: Any) -> str:
-    """A value as ``--set`` takes it."""
-    value = spell(value)
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value).lower()

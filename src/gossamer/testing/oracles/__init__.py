@@ -6,19 +6,23 @@ sparse weights as leaves), the update from the real optimizer on the dense weigh
 Random numbers come in as functions. Modules that keep a second list of their weights (`torch.nn.LSTM` and its like)
 cannot be called that way.
 
-All take (model, weights or first masks, ..., make_optimizer, batches, loss_fn) and return a `Trace`.
+All take (model, weights or first masks, ..., make_optimizer, batches, loss_fn) and return a `Trace`; those of learned
+methods return a list of `LearnedStep`. `lottery_oracle` trains several times and returns every `Training`.
 """
 
 from ._run import Draw, LossFunction, MakeOptimizer, Newborn, Run, Scope, Step, Tensors, Trace, pick
 from .drop_grow import deepr_oracle, rigl_itop_oracle, rigl_oracle, set_oracle, static_oracle
 from .fan_in import srigl_oracle
+from .learned import LearnedStep, cs_oracle, str_oracle
 from .live import Exploit, rewire_oracle, sr_ste_oracle, ste_oracle, topkast_oracle
 from .pruning import gmp_oracle, granet_oracle, one_shot_oracle
 from .reallocate import dsr_oracle, snfs_oracle
+from .tickets import Training, lottery_oracle
 
 __all__ = [
     "Draw",
     "Exploit",
+    "LearnedStep",
     "LossFunction",
     "MakeOptimizer",
     "Newborn",
@@ -27,10 +31,13 @@ __all__ = [
     "Step",
     "Tensors",
     "Trace",
+    "Training",
+    "cs_oracle",
     "deepr_oracle",
     "dsr_oracle",
     "gmp_oracle",
     "granet_oracle",
+    "lottery_oracle",
     "one_shot_oracle",
     "pick",
     "rewire_oracle",
@@ -42,5 +49,6 @@ __all__ = [
     "srigl_oracle",
     "static_oracle",
     "ste_oracle",
+    "str_oracle",
     "topkast_oracle",
 ]

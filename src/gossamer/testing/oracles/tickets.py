@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-Tensors = dict[str, Tensor]
+from ._run import Tensors
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-Tensors = dict[str, Tensor]
-MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
-LossFunction = Callable[[Callable[..., Any], Any], Tensor]
+from ._run import LossFunction, Tensors
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,11 @@ def test_a_config_file_is_a_start_that_flags_change(tmp_path: Path) -> None:
         ),
         (["--optimizer", "sdg"], "optimizer = 'sdg': expected none or 'sgd', 'adam', 'adamw', 'muon'"),
         (["--set", "model.hiden=3"], "unknown option 'hiden' of model mlp; did you mean 'hidden'"),
+        (["--set", "data.valid_fraction=0.1"], "unknown option 'valid_fraction' of data set digits"),
+        (
+            ["--method", "rigl", "--density", "0.1", "--set", "fraction=cosine"],
+            "cosine needs start_value; write cosine:",
+        ),
         (["--targets", "fc*"], "target 'fc*' matches no parameter"),
         (["--lr", "9e3", "--steps", "40", "--set", "model.batch_norm=false"], "; try a smaller --lr"),
         (["--lr", "1e300"], "lr = 1e+300: expected above 0, and below 10000"),

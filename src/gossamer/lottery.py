@@ -206,7 +206,7 @@ class _Search:
         plan |= {"rewind": str(self.start), "total_steps": str(self.total_steps), "seed": str(self.seed)}
         counts = torch.tensor([list(level.values()) for level in self.counts])
         plan |= {"counts": digest({"": counts}), "initial weights": digest(self.state)}
-        return plan | {f"target {name}": str(support.shape) for name, support in self.levels[0].items()}
+        return plan | {f"target {name}": str(tuple(support.shape)) for name, support in self.levels[0].items()}
 
     def _plan_of(self, level: int) -> dict[str, str]:
         return {"level": str(level + 1)} | self.plan

@@ -10,8 +10,9 @@ from typing import Any
 
 import optuna
 
-from gossamer.experiments.runs import Result
-from gossamer.experiments.study import Row, Study
+from gossamer.experiments.runs import Result, RunFolder
+from gossamer.experiments.setup import make_plan
+from gossamer.experiments.study import Agenda, Row, Study
 from gossamer.experiments.study.trials import FILE
 
 BASE = {
@@ -27,6 +28,15 @@ BASE = {
 def tiny(**changes: Any) -> Study:
     rows = (Row("dense", "dense"), Row("SMALL", "small"), Row("RigL", "rigl", {"every": 2}, {"lr": 0.05}))
     return replace(Study("tiny", BASE, rows, (0.2, 0.4), (0, 1)), **changes)
+
+
+def damage(study: Study, out: Path, label: str) -> None:
+    """Leave results that cannot be read where the first runs of a row go, so that these fail."""
+    for job in Agenda(study, out).first:
+        if job.label == label:
+            folder = RunFolder(out / job.run)
+            folder.create(make_plan(job.config).config)
+            folder.result_file.write_text("[]")
 
 
 def result(method: str, seed: int, value: float, *, higher: bool = True) -> Result:

@@ -62,6 +62,8 @@ def test_text_reads_like_the_value(case: tuple[object, object]) -> None:
         ("linear:0.3,0,0,0.75", float | Schedule, Linear(0.3, 0.0, 0, 0.75)),
         ("cosine", Literal["cosine", "step"], "cosine"),
         ("yes", bool, True),
+        ("none", tuple[float, ...], ()),
+        ("", tuple[float, ...], ()),
     ],
 )
 def test_what_text_means(text: str, kind: object, expected: object) -> None:
@@ -102,6 +104,7 @@ def test_bad_values_are_named(values: dict[str, object], message: str) -> None:
         ("dense", {"every": 3}, r"unknown option 'every' of method dense; it takes none"),
         ("rewire", {"exploit": "rest:3"}, r"exploit = 'rest:3': unknown 'rest'; did you mean 'reset'"),
         ("rewire", {"exploit": "reset:1,2"}, r"exploit = 'reset:1,2': reset takes 1 arguments at most"),
+        ("rigl", {"fraction": "cosine"}, r"fraction = 'cosine': cosine needs start_value; write cosine:start_value"),
         ("rewire", {"scope": "all"}, r"scope = 'all': expected 'layer', 'global'"),
         ("rewire", {"every": "soon"}, r"every = 'soon': expected a whole number or a number"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -242,12 +243,28 @@ def test_one_folder_takes_one_process(make: Make) -> None:
 
 @pytest.mark.parametrize(
     ("part", "damage"),
-    [("metric", {"name": "accuracy", "value": "abc"}), ("counts", {}), ("config", {}), ("steps", None)],
+    [
+        ("metric", {"name": "accuracy", "value": "abc"}),
+        ("counts", {}),
+        ("config", {}),
+        ("steps", None),
+        ("metric", {"name": "accuracy", "value": math.nan, "higher_is_better": True}),
+        ("metric", {"name": "accuracy", "value": 50.0}),
+    ],
 )
 def test_a_damaged_result_is_named(make: Make, part: str, damage: object) -> None:
     config = make(steps=2)
     train(config)
     file = RunFolder(Path(str(config.out))).result_file
     file.write_text(json.dumps(json.loads(file.read_text()) | {part: damage}))
-    with pytest.raises(CheckpointError, match=r"result\.json is no result of a run"):
+    with pytest.raises(CheckpointError, match=r"result\.json is no result of a run: .*; delete the folder .* again"):
         train(config, resume=True)
+
+
+def test_damaged_rows_are_named_with_the_remedy(make: Make) -> None:
+    config = make(steps=2)
+    train(config)
+    folder = RunFolder(Path(str(config.out)))
+    folder.metrics_file.unlink()
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl holds no rows of a run: .*; delete the folder .* again"):
+        folder.metrics()

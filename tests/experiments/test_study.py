@@ -16,7 +16,7 @@ from gossamer.errors import ConfigError
 from gossamer.experiments.runs import read_config
 from gossamer.experiments.study import Agenda, Job, Row, Study, run_in_workers, run_study, write_outcome
 
-from .studies import BASE, contents, states, tiny
+from .studies import BASE, contents, damage, states, tiny
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "studies").glob("*.yaml"))
@@ -58,13 +58,15 @@ def test_workers_and_one_process_agree_and_finished_runs_are_skipped(tmp_path: P
 
 
 def test_a_failed_run_does_not_stop_the_rest(tmp_path: Path) -> None:
-    bad = Row("bad", "rigl", {}, {"targets": "nothing.*"})
-    outcome = run_study(tiny(rows=(bad, Row("good", "static")), densities=(0.2,), seeds=(0,)), tmp_path)
+    study = tiny(rows=(Row("bad", "static"), Row("good", "static")), densities=(0.2,), seeds=(0,))
+    damage(study, tmp_path, "bad")
+    outcome = run_study(study, tmp_path)
     assert [key[0] for key in outcome.results] == ["good"]
-    assert "matches no parameter" in outcome.failures["bad d=0.2 seed=0"]
+    why = outcome.failures["bad d=0.2 seed=0"]
+    assert re.search(r"result\.json is no result of a run: .*; delete the folder .*bad-d0\.2-s0 to run it again$", why)
     write_outcome(outcome, tmp_path, "command")
     text = (tmp_path / "results.md").read_text()
-    assert "Failed: bad d=0.2 seed=0: target 'nothing.*'" in text
+    assert "Failed: bad d=0.2 seed=0: " in text
     raw = json.loads((tmp_path / "results.json").read_text())
     assert [run["label"] for run in raw["runs"]] == ["good"]
     assert list(raw["failures"]) == ["bad d=0.2 seed=0"]
@@ -72,8 +74,9 @@ def test_a_failed_run_does_not_stop_the_rest(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_diverged_runs_are_recorded_once_and_others_tried_again(tmp_path: Path) -> None:
-    rows = (Row("bad", "static", {}, {"targets": "nothing.*"}), Row("wild", "static", {}, {"lr": 9999, "steps": 400}))
+    rows = (Row("bad", "static"), Row("wild", "static", {}, {"lr": 9999, "steps": 400}))
     study, seen = tiny(rows=rows, densities=(0.2,), seeds=(0,)), list[tuple[str, bool]]()
+    damage(study, tmp_path, "bad")
 
     def done(job: Job, outcome: Any) -> None:
         seen.append((job.label, outcome.lasting))
@@ -137,10 +140,12 @@ def test_the_command_prints_and_writes_the_tables(tmp_path: Path) -> None:
 
 
 def test_a_failure_is_exit_status_1(tmp_path: Path) -> None:
-    rows = [{"label": "a", "method": "set", "settings": {"targets": "nothing.*"}}]
-    done = CliRunner().invoke(cli.app, ["study", str(_file(tmp_path, rows=rows)), "--out", str(tmp_path / "o"), "-q"])
+    file = _file(tmp_path)
+    damage(Study.from_file(file), tmp_path / "o" / "s", "a")
+    done = CliRunner().invoke(cli.app, ["study", str(file), "--out", str(tmp_path / "o"), "-q"])
     assert done.exit_code == 1
-    assert done.stderr.startswith("gossamer: error: a d=0.1 seed=0: target 'nothing.*'")
+    assert done.stderr.startswith("gossamer: error: a d=0.1 seed=0: ")
+    assert "no result of a run" in done.stderr
 
 
 def test_without_optuna_the_command_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +165,7 @@ def test_without_optuna_the_command_says_so(tmp_path: Path, monkeypatch: pytest.
         ({"densities": [0.1, 0.1]}, "densities of a study; 0.1 occur more than once"),
         ({"densities": [0.1, 2]}, "row 'a': density = 2.0: expected a fraction"),
         ({"name": "a/b"}, "name = 'a/b': a study's name is the name of its folder"),
+        ({"name": "a\0b"}, r"name = 'a\\x00b': a study's name is the name of its folder"),
         ({"base": [1]}, "base is .* expected a mapping"),
         ({"base": {**BASE, "seed": 3}}, "base sets 'seed', which the study itself sets"),
         ({"base": {**BASE, "stepps": 3}}, "row 'a': unknown key 'stepps' in the config; did you mean 'steps'"),
@@ -178,9 +184,19 @@ def test_without_optuna_the_command_says_so(tmp_path: Path, monkeypatch: pytest.
         ({"tune": TUNE | {"budget": 3}, "rows": [SWEEP]}, "row 'a' has 4 points, but the budget of every row is 3"),
         ({"tune": TUNE | {"budgets": 3}}, "unknown key 'budgets' in tune; did you mean 'budget'"),
         ({"tune": TUNE | {"seeds": [1, 1]}, "rows": [SWEEP]}, "seeds of tune; 1 occur more than once"),
+        ({"tune": TUNE | {"seeds": [0, 9]}, "rows": [SWEEP]}, r"seeds \[0\] are of the study and of tune: .*\[100\]"),
         ({"tune": [1]}, r"tune is \[1\]: expected a mapping with seeds, budget"),
         ({"tune": TUNE | {"settings": {}}, "rows": [SWEEP]}, "tuning needs a validation split"),
         ({"tune": TUNE, "rows": [SWEEP | {"sweep": {"seed": [1, 2, 3, 4]}}]}, "row 'a' sweeps 'seed'"),
+        ({"tune": TUNE, "rows": [SWEEP | {"sweep": {"data.valid_fraction": [0.1]}}]}, "sweeps 'data.valid_fraction'"),
+        (
+            {"base": BASE | {"data_options": {"valid_fraction": 0.1}}},
+            "unknown option 'valid_fraction' of data set digits",
+        ),
+        (
+            {"tune": TUNE, "rows": [SWEEP | {"sweep": {str(key): [1, 2, 3] for key in range(40)}}]},
+            f"has {3**40} points, but the budget of every row is 4",
+        ),
         ({"tune": TUNE, "rows": [SWEEP | {"sweep": {"lr": [1, 2, 3, 3]}}]}, "lr=3 occur more than once"),
         ({"tune": TUNE, "rows": [SWEEP | {"sweep": {"lr": []}}]}, r"lr in the sweep of row 'a' is \[\]"),
         ({"tune": TUNE, "rows": [SWEEP | {"sweep": {"frac": [1, 2, 3, 4]}}]}, "unknown key 'frac' for set"),
@@ -226,6 +242,7 @@ def test_missing_and_unusable_files_are_one_line(tmp_path: Path) -> None:
     assert "trials.db: file is not a database; move it away" in " ".join(done.stderr.split()), done.stderr
 
 
+@pytest.mark.slow  # a large grid is hundreds of models to build
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_shipped_studies_are_valid(file: Path, tmp_path: Path) -> None:
     study = Study.from_file(file)

@@ -16,7 +16,7 @@ from gossamer.experiments.study import Failure, Job, Row, Study, Tune, run_in_wo
 from gossamer.experiments.study.tuning import tuned
 from gossamer.experiments.train import train
 
-from .studies import contents, result, states, tiny
+from .studies import contents, damage, result, states, tiny
 from .tiny import Make, rows_of
 
 DIVERGED = Failure("the loss became nan", lasting=True)
@@ -49,8 +49,8 @@ def test_points_are_the_product_in_order() -> None:
     )
     assert len(GRID.points) == 6
     assert Row("a", "set", sweep={}).points == ()
-    row = Row("a", "set", sweep={"x": [None, True, float("inf"), [3, 4], "reset:10"]})
-    assert row.points == (("x=none",), ("x=true",), ("x=inf",), ("x=3,4",), ("x=reset:10",))
+    row = Row("a", "set", sweep={"x": [None, True, float("inf"), [3, 4], "reset:10", "Block.*"]})
+    assert row.points == (("x=none",), ("x=true",), ("x=inf",), ("x=3,4",), ("x=reset:10",), ("x=Block.*",))
 
 
 def test_the_best_mean_is_chosen_and_the_first_of_equals() -> None:
@@ -156,11 +156,12 @@ def test_a_run_without_test_split_is_marked_and_kept_apart(make: Make) -> None:
 def test_failed_and_diverged_tuning(tmp_path: Path) -> None:
     wild = {"lr": [9999.0, 9998.0]}
     rows = (
-        Row("bad", "set", {}, {"targets": "nothing.*"}, {"lr": [0.1, 0.2]}),
+        Row("bad", "set", sweep={"lr": [0.1, 0.2]}),
         Row("wild", "static", {}, {"steps": 400}, wild),
         Row("good", "static", {}, {"steps": 400}, {"lr": [9999.0, 0.1]}),
     )
     study = tiny(rows=rows, densities=(0.2,), seeds=(0,), tune=Tune((7,), 2, {"valid_fraction": 0.2}))
+    damage(study, tmp_path, "bad")
     outcome = run_study(study, tmp_path)
     assert [key[0] for key in outcome.results] == ["good"]
     assert str(outcome.tunings["good", 0.2]) == "lr=0.1 (edge)"
@@ -168,7 +169,7 @@ def test_failed_and_diverged_tuning(tmp_path: Path) -> None:
     assert str(outcome.tunings["wild", 0.2]) == "none"
     assert outcome.failures["bad d=0.2 seed=0"] == "not run, since runs of its tuning failed"
     assert outcome.failures["wild d=0.2 seed=0"] == "not run, since training diverged at every point of its sweep"
-    assert "nothing.*" in outcome.failures["bad d=0.2 lr=0.1 tuning seed=7"]
+    assert "no result of a run" in outcome.failures["bad d=0.2 lr=0.1 tuning seed=7"]
     assert len(outcome.failures) == 4
 
 

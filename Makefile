@@ -9,10 +9,10 @@ demo: $(STAMP)          ## train dense, SMALL, static, SET, RigL and rewire; pri
 	$(BIN)/gossamer demo
 
 test: $(STAMP)          ## the whole suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 quick: $(STAMP)         ## the suite without the slow tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 check: $(STAMP)         ## format, lint, types, doctests
 	$(BIN)/ruff format --check .

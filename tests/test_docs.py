@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import math
 import os
@@ -221,3 +222,15 @@ def test_the_table_of_choices_is_what_the_methods_choose() -> None:
     assert shown is not None
     printed = CliRunner().invoke(cli.app, ["methods", "--markdown"]).output
     assert shown[1] == printed, f"put this between the marks:\n{printed}"
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_the_results_of_a_method_are_those_of_the_studies(name: str) -> None:
+    spec = importlib.util.spec_from_file_location("method_results", ROOT / "tools" / "method_results.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    page = (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    assert f"<!-- result:{name} -->" in page
+    assert tool.filled(page) == page, "run python tools/method_results.py"

@@ -19,13 +19,17 @@ BLOCK = re.compile(r"<!-- result:([\w-]+) -->\n(?:.*?<!-- /result -->\n)?", re.S
 Values = dict[str, list[str]]  # label of a row -> the metric at each density of the study
 
 
+def table_of(study: str) -> Path:
+    """Where the study's table is, if it has been run."""
+    return ROOT / "docs" / "results" / f"{study}.md"
+
+
 def measured(study: str) -> tuple[dict[str, str], list[float], Values]:
-    """Labels with their methods, densities, and what the study's table shows; empty if there is no table."""
+    """Labels with their methods, densities, and what the study's table shows."""
     plan = yaml.safe_load((ROOT / "studies" / f"{study}.yaml").read_text(encoding="utf-8"))
     methods = {row["label"]: row["method"] for row in plan["rows"]}
-    table = ROOT / "docs" / "results" / f"{study}.md"
     values: Values = {}
-    for line in table.read_text(encoding="utf-8").splitlines() if table.exists() else ():
+    for line in table_of(study).read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| ") and cells[0] in methods and "±" in cells[2]:
             values.setdefault(cells[0], []).append(cells[2])
@@ -37,7 +41,8 @@ def measured(study: str) -> tuple[dict[str, str], list[float], Values]:
 def block(method: str) -> str:
     """What stands between the marks of a method's page."""
     header, rows = ["row"], dict[str, list[str]]()
-    for study, where in STUDIES.items():
+    run = {study: where for study, where in STUDIES.items() if table_of(study).exists()}
+    for study, where in run.items():
         methods, densities, values = measured(study)
         shown = [label for label in values if methods[label] in (method, *CONTROLS)]
         width = len(header) - 1
@@ -51,7 +56,7 @@ def block(method: str) -> str:
         "Here, test accuracy in %, mean ± standard deviation over 3 paired seeds, every row tuned with the same budget "
         "on a validation split"
     )
-    pages = ", ".join(f"[{study}](../results/{study}.md)" for study in STUDIES)
+    pages = ", ".join(f"[{study}](../results/{study}.md)" for study in run)
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *([label, *cells] for label, cells in rows.items())]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return f"<!-- result:{method} -->\n{lead} ({pages}; the commands are there):\n\n{table}<!-- /result -->\n"

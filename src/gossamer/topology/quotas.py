@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -30,7 +30,7 @@ class Quota:
     """
 
     name: str
-    fn: QuotaFn
+    fn: QuotaFn = field(repr=False)
     needs: frozenset[str] = frozenset()
 
     def __call__(self, group: Sequence[Entries], dropped: Sequence[int], kept: Sequence[Tensor]) -> Sequence[float]:

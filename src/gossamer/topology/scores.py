@@ -8,7 +8,7 @@ of fields of `Entries` (``grad``, ``momentum``, ``sign``, ``age``, ``generator``
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,9 +32,9 @@ class Score:
     """
 
     name: str
-    fn: ScoreFn
+    fn: ScoreFn = field(repr=False)
     needs: frozenset[str] = frozenset()
-    split: SplitFn | None = None
+    split: SplitFn | None = field(default=None, repr=False)
 
     def __call__(self, entries: Entries) -> Tensor:
         """Return the score of every coordinate, in the shape of the weight."""

@@ -3,7 +3,7 @@
     python benchmarks/methods.py [--rounds 15]
 
 All methods train in turns in one process, on a 784-1024-1024-10 MLP with batch 256 and SGD with momentum (1.9 M
-weights, density 0.1). Methods that rewire at every step do so here, too. Tickets are whole trainings and not in the list.
+weights, density 0.1). Methods that rewire at every step do so here, too. Tickets are whole trainings: not in the list.
 """
 
 from __future__ import annotations

@@ -278,6 +278,8 @@ class LearnedSparsifier:
         for name, weight in self._weights.items():
             keep_on(masks[name], weight.theta(self.method.gate.last_beta), out=weight.parameter.detach())
         self._become_static(masks)
+        for site in cast(Sparsifier, self._static).sites.values():
+            site.act_on_inactive(self._soft_steps)  # the optimizer's slots come to rest with the weights
         self._finalized_at = self._soft_steps
         before = {name: torch.ones_like(mask) for name, mask in masks.items()}
         for observer in list(self._observers.values()):

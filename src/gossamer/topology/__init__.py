@@ -13,13 +13,14 @@ from .allocations import (
     resolve_allocation,
     uniform,
 )
+from .clock import Clock
 from .counting import spread
 from .drop_grow import DropGrow, PruneThen
 from .entries import Entries
 from .fan_in import FanInDropGrow
 from .quotas import Quota, mean_gradient, mean_momentum, own, quota, survivors
 from .rules import Rule, Select, Static
-from .schedules import Clock, Constant, Cosine, Cubic, Linear, Piecewise, Schedule, as_schedule
+from .schedules import Constant, Cosine, Cubic, Linear, Piecewise, Schedule, as_schedule
 from .scores import Score, score
 from .selection import select_top
 from .structures import NM, FanIn, Structure, Unstructured

@@ -1,4 +1,4 @@
-"""Values that change with the step, and the clock that says when something is due.
+"""Values that change with the step.
 
 A **time** is an int, in optimizer steps, or a float, a fraction of training in [0, 1], which `resolve` makes a step
 (``round(fraction * total_steps)``). So ``1`` is one step and ``1.0`` the whole training.
@@ -55,10 +55,11 @@ def is_fractional(*times: Time | None) -> bool:
 
 def to_step(name: str, time: Time, total_steps: int | None) -> int:
     """Return ``time`` in steps; ConfigError if it is a fraction and ``total_steps`` is not given."""
-    return time if isinstance(time, int) else round(time * _check_total(name, total_steps))
+    return time if isinstance(time, int) else round(time * check_total(name, total_steps))
 
 
-def _check_total(what: object, total_steps: int | None) -> int:
+def check_total(what: object, total_steps: int | None) -> int:
+    """Return ``total_steps``; ConfigError if it is not a number of steps."""
     if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
         raise ConfigError(
             f"{what} has times that are fractions of training and needs total_steps=T, the number of optimizer steps; "
@@ -120,13 +121,13 @@ class _Ramp(ABC):
         """Return the schedule with ``start`` and ``end`` in steps."""
         if not self.needs_total:
             return self
-        total = _check_total(self, total_steps)
+        total = check_total(self, total_steps)
         return replace(self, start=to_step("a time", self.start, total), end=to_step("a time", self.end, total))
 
     def __call__(self, step: int) -> float:
         """Return the value at ``step``."""
         if self.needs_total:
-            _check_total(self, None)
+            check_total(self, None)
         if step >= self.end:
             return float(self.end_value)
         if step <= self.start:
@@ -221,14 +222,14 @@ class Piecewise:
         """Return the schedule with times in steps."""
         if not self.needs_total:
             return self
-        total = _check_total(self, total_steps)
+        total = check_total(self, total_steps)
         in_steps = {to_step("a time", time, total): value for time, value in self.points}  # of equal ones the last
         return Piecewise(tuple(in_steps.items()))
 
     def __call__(self, step: int) -> float:
         """Return the value at ``step``."""
         if self.needs_total:
-            _check_total(self, None)
+            check_total(self, None)
         passed = [value for time, value in self.points if time <= step]
         return float(passed[-1] if passed else self.points[0][1])
 
@@ -244,82 +245,3 @@ def as_schedule(value: float | Schedule) -> Schedule:
     if not callable(value) or not hasattr(value, "resolve"):
         raise ConfigError(f"expected a number or a schedule such as Cosine(0.3), got {value!r}")
     return value
-
-
-@dataclass(frozen=True)
-class Clock:
-    """When something periodic is due: at ``start``, ``start + every``, ... while ``step < stop``.
-
-    Args:
-        every: int, in steps (``1`` is each step); float in (0, 1], a fraction of training, at least one step (``1.0``
-            is the whole training); ``math.inf``, never.
-        start: first time; None: ``every``.
-        stop: end, not itself due; ``math.inf``: no end.
-        also: further times, up to and including ``stop``, that are due whatever the period, as where a schedule must
-            reach its last value.
-        double_at: times from which on the period is twice as long (DSR).
-
-    >>> clock = Clock(every=100, stop=0.5).resolve(total_steps=600)
-    >>> [step for step in range(600) if clock.due(step)]
-    [100, 200]
-    >>> [step for step in range(20) if Clock(every=2, stop=15, also=(15,), double_at=(6,)).due(step)]
-    [2, 4, 6, 10, 14, 15]
-    """
-
-    every: Time = 100
-    start: Time | None = None
-    stop: Time = math.inf
-    also: tuple[Time, ...] = ()
-    double_at: tuple[Time, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Check times."""
-        if self.every != math.inf:
-            check_time("every", self.every)
-            if self.every == 0:
-                raise ConfigError("every must be above 0: a number of steps, or math.inf for never")
-        if self.start is not None:
-            check_time("start", self.start)
-        if self.stop != math.inf:
-            check_time("stop", self.stop)
-        for name in ("also", "double_at"):
-            times = getattr(self, name)
-            if not isinstance(times, tuple):
-                raise ConfigError(f"{name} = {times!r}: expected a tuple of times, e.g. {name}=(0.5,)")
-            for time in times:
-                check_time(name, time)
-
-    @property
-    def needs_total(self) -> bool:
-        """Whether a time is a fraction of training."""
-        return is_fractional(self.every, self.start, self.stop, *self.also, *self.double_at)
-
-    def resolve(self, total_steps: int | None) -> Clock:
-        """Return the clock with every time in steps.
-
-        Raises:
-            ConfigError: it needs ``total_steps`` and did not get it.
-        """
-        if not self.needs_total:
-            return self
-        total = _check_total(self, total_steps)
-        return replace(
-            self,
-            every=self.every if self.every == math.inf else max(1, to_step("every", self.every, total)),
-            start=None if self.start is None else to_step("start", self.start, total),
-            stop=self.stop if self.stop == math.inf else to_step("stop", self.stop, total),
-            also=tuple(to_step("also", time, total) for time in self.also),
-            double_at=tuple(to_step("double_at", time, total) for time in self.double_at),
-        )
-
-    def due(self, step: int) -> bool:
-        """Whether it is time at ``step`` completed optimizer steps."""
-        if self.needs_total:
-            _check_total(self, None)
-        if step in self.also and step <= self.stop:
-            return True
-        if self.every == math.inf:
-            return False
-        start = self.every if self.start is None else self.start
-        period = self.every * 2 ** sum(time <= step for time in self.double_at)
-        return start <= step < self.stop and (step - start) % period == 0

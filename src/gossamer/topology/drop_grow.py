@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from .counting import spread
 from .entries import Entries
-from .quotas import Quota, own
+from .quotas import Quota
 from .rules import Select, forced, keep_one, select_alive
 from .schedules import Schedule, Time, as_schedule, check_time, is_fractional, to_step
 from .scores import Score
@@ -134,7 +134,7 @@ class DropGrow:
         n_kept = [count_true(keep) for keep in kept]
         held = [count_true(entries.active) for entries in group]
         room = [keep.numel() - n for keep, n in zip(kept, n_kept, strict=True)]
-        if not self.revive and self.quota is not own:  # `own` holds counts, if need be with the just dropped
+        if not self.revive and not quota.exact:
             elsewhere = [keep.numel() - n for keep, n in zip(kept, held, strict=True)]
             room = elsewhere if sum(elsewhere) >= total - sum(n_kept) else room
         dropped = [before - n for before, n in zip(held, n_kept, strict=True)]

@@ -27,19 +27,21 @@ class Quota:
         name: how it is printed.
         fn: (entries of the group before the rewiring, number dropped per weight, kept masks) -> share of each weight.
         needs: what it reads of `Entries` beyond ``weight`` and ``active``.
+        exact: whether the shares are counts that each weight is to get, if need be by growing what it just dropped.
     """
 
     name: str
     fn: QuotaFn = field(repr=False)
     needs: frozenset[str] = frozenset()
+    exact: bool = False
 
     def __call__(self, group: Sequence[Entries], dropped: Sequence[int], kept: Sequence[Tensor]) -> Sequence[float]:
         """Return the share of each weight, not negative."""
         return self.fn(group, dropped, kept)
 
 
-def quota(*needs: str) -> Callable[[QuotaFn], Quota]:
-    """Make a `Quota` from a function; ``needs`` as in `Quota`.
+def quota(*needs: str, exact: bool = False) -> Callable[[QuotaFn], Quota]:
+    """Make a `Quota` from a function; ``needs`` and ``exact`` as in `Quota`.
 
     >>> @quota()
     ... def evenly(group, dropped, kept):
@@ -49,7 +51,7 @@ def quota(*needs: str) -> Callable[[QuotaFn], Quota]:
     """
 
     def make(fn: QuotaFn) -> Quota:
-        made = Quota(fn.__name__, fn, frozenset(needs))
+        made = Quota(fn.__name__, fn, frozenset(needs), exact)
         object.__setattr__(made, "__doc__", fn.__doc__)
         fn.__qualname__ = f"{fn.__qualname__}.fn"  # the module's name holds the Quota: pickle by reference
         return made
@@ -57,7 +59,7 @@ def quota(*needs: str) -> Callable[[QuotaFn], Quota]:
     return make
 
 
-@quota()
+@quota(exact=True)
 def own(group: Sequence[Entries], dropped: Sequence[int], kept: Sequence[Tensor]) -> Sequence[int]:
     """Each weight regrows what it dropped: no reallocation."""
     return dropped

@@ -8,18 +8,20 @@ import sys
 from pathlib import Path
 
 import gossamer
-from gossamer import methods
+from gossamer import foresight, methods
 
 ROOT = Path(gossamer.__file__).parent
 # From the bottom up; a module may import its own layer and those above it in this list.
 LAYERS = [
     ["errors"],
     ["topology"],
+    ["distributed", "seeding", "targets"],
+    ["foresight"],
     ["inactive"],
     ["choices", "method"],
     ["reparametrise", "tickets"],
     ["methods"],
-    ["optimizer_state", "distributed", "targets", "hooks", "masking"],
+    ["optimizer_state", "hooks", "masking"],
     ["gate", "latent", "traits"],
     ["sites"],
     ["gated", "soft", "cutting", "rewiring", "rewinding", "coverage"],
@@ -65,7 +67,7 @@ def test_imports_point_down() -> None:
 
 
 def test_public_names_are_sorted_and_exist() -> None:
-    for module in (gossamer, gossamer.topology):
+    for module in (gossamer, gossamer.topology, foresight):
         assert list(module.__all__) == sorted(module.__all__)
         assert all(hasattr(module, name) for name in module.__all__)
     assert {"rigl", "set_", "static", "rewire"} <= set(methods.__all__)

@@ -16,6 +16,7 @@ from gossamer.topology import (
     NM,
     Clock,
     Constant,
+    FanIn,
     Linear,
     scores,
 )
@@ -165,7 +166,20 @@ def test_wrong_counts_in_given_supports() -> None:
     few[0, :2] = True
     sparsifier = gossamer.sparsify(model, composed(density=2 / 12, init=Given({"weight": few})))
     assert sparsifier.supports["weight"].count == 2
-    fails("holds 2 entries", gossamer.sparsify, nn.Linear(4, 3), composed(density=0.5, init=Given({"weight": few})))
+    half = composed(density=0.5, init=Given({"weight": few}))
+    fails("hold 2 of 12 entries, the density makes it 6; pass density=2/12", gossamer.sparsify, nn.Linear(4, 3), half)
+    uneven = Given({"weight": torch.arange(12).view(3, 4) < 5})
+    rows = composed(density=5 / 12, init=uneven, structure=FanIn(exact=True))
+    fails("has not the method's structure, fan_in", gossamer.sparsify, nn.Linear(4, 3), rows)
+
+
+def test_counts_of_given_supports_stand_instead_of_the_allocation() -> None:
+    counts = {"0.weight": 5, "3.weight": 192, "5.weight": 0}
+    shapes = {"0.weight": (16, 20), "3.weight": (12, 16), "5.weight": (4, 12)}
+    masks = {name: (torch.arange(math.prod(shape)) < counts[name]).view(shape) for name, shape in shapes.items()}
+    method = composed(density=197 / 560, allocation="uniform", init=Given(masks))
+    sparsifier = gossamer.sparsify(mlp(), method)
+    assert {name: support.count for name, support in sparsifier.supports.items()} == counts
 
 
 def test_diverged_scores_name_the_weight() -> None:

@@ -6,17 +6,21 @@ Read are the tables in docs/results that `gossamer study ... --tables docs/resul
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = {"m1d-methods": "MNIST-1D, MLP", "fashion-methods": "Fashion-MNIST, CNN"}
+AT_INITIALISATION = {"foresight": "Fashion-MNIST, CNN"}
+OWN_STUDIES = dict.fromkeys(("force", "grasp", "iter-snip", "magnitude", "snip", "synflow"), AT_INITIALISATION)
 CONTROLS = ("dense", "small", "static")
 BLOCK = re.compile(r"<!-- result:([\w-]+) -->\n(?:.*?<!-- /result -->\n)?", re.S)
 
-Values = dict[str, list[str]]  # label of a row -> the metric at each density of the study
+Values = dict[str, list[str]]  # label of a row -> the metric at each density of the study, empty where there is none
 
 
 def table_of(study: str) -> Path:
@@ -24,38 +28,56 @@ def table_of(study: str) -> Path:
     return ROOT / "docs" / "results" / f"{study}.md"
 
 
-def measured(study: str) -> tuple[dict[str, str], list[float], Values]:
-    """Labels with their methods, densities, and what the study's table shows."""
+def measured(study: str) -> tuple[dict[str, Any], Values]:
+    """The plan of a study, and what its table shows."""
     plan = yaml.safe_load((ROOT / "studies" / f"{study}.yaml").read_text(encoding="utf-8"))
-    methods = {row["label"]: row["method"] for row in plan["rows"]}
+    methods, densities = methods_of(plan), plan["densities"]
     values: Values = {}
     for line in table_of(study).read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| ") and cells[0] in methods and "±" in cells[2]:
-            values.setdefault(cells[0], []).append(cells[2])
+            row = values.setdefault(cells[0], [""] * len(densities))
+            if methods[cells[0]] == "dense":
+                row[:] = [cells[2]] * len(densities)
+            else:
+                row[nearest(float(cells[1]), densities)] = cells[2]
         elif line.startswith("Tuning:"):
             break
-    return methods, plan["densities"], values
+    return plan, values
+
+
+def methods_of(plan: dict[str, Any]) -> dict[str, str]:
+    """Label of a row -> its method."""
+    return {row["label"]: row["method"] for row in plan["rows"]}
+
+
+def nearest(held: float, densities: list[float]) -> int:
+    """Which of the densities a row was asked for: what it holds may be rounded."""
+    return min(range(len(densities)), key=lambda i: abs(math.log(held / densities[i])))
 
 
 def block(method: str) -> str:
     """What stands between the marks of a method's page."""
-    header, rows = ["row"], dict[str, list[str]]()
-    run = {study: where for study, where in STUDIES.items() if table_of(study).exists()}
+    studies = OWN_STUDIES.get(method, STUDIES)
+    run = {study: where for study, where in studies.items() if table_of(study).exists()}
+    if not run:
+        names = " and ".join(f"studies/{study}.yaml" for study in studies)
+        return (
+            f"<!-- result:{method} -->\nThe table here comes from {names}, once that has been run.\n<!-- /result -->\n"
+        )
+    header, rows, tuned = ["row"], dict[str, list[str]](), True
     for study, where in run.items():
-        methods, densities, values = measured(study)
-        shown = [label for label in values if methods[label] in (method, *CONTROLS)]
+        plan, values = measured(study)
+        methods, tuned = methods_of(plan), tuned and "tune" in plan
         width = len(header) - 1
-        header += [f"{where}, d = {density:g}" for density in densities]
-        for label in shown:
-            cells = values[label] * len(densities) if methods[label] == "dense" else values[label]
-            rows.setdefault(label, [""] * width).extend(cells)
+        header += [f"{where}, d = {density:g}" for density in plan["densities"]]
+        for label in values:
+            if methods[label] in (method, *CONTROLS):
+                rows.setdefault(label, [""] * width).extend(values[label])
         for cells in rows.values():
             cells.extend([""] * (len(header) - 1 - len(cells)))
-    lead = (
-        "Here, test accuracy in %, mean ± standard deviation over 3 paired seeds, every row tuned with the same budget "
-        "on a validation split"
-    )
+    budget = ", every row tuned with the same budget on a validation split" if tuned else ", nothing tuned"
+    lead = f"Here, test accuracy in %, mean ± standard deviation over 3 paired seeds{budget}"
     pages = ", ".join(f"[{study}](../results/{study}.md)" for study in run)
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *([label, *cells] for label, cells in rows.items())]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)

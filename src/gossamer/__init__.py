@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import analysis, lottery, methods, topology
+    from . import analysis, foresight, lottery, methods, topology
     from .coverage import Coverage
     from .entry import sparsify
     from .errors import GossamerError
@@ -34,6 +34,7 @@ _HOME = {
     "Support": "topology",
     "Zero": "method",
     "analysis": "",
+    "foresight": "",
     "lottery": "",
     "methods": "",
     "sparsify": "entry",
@@ -56,6 +57,7 @@ __all__ = [
     "Zero",
     "__version__",
     "analysis",
+    "foresight",
     "lottery",
     "methods",
     "sparsify",

@@ -6,13 +6,13 @@ import math
 from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING
 
+from .foresight import Saliency
 from .inactive import Live, Zero
 from .topology import (
     NM,
     Clock,
     Constant,
     Schedule,
-    Score,
     Select,
     Static,
     as_schedule,
@@ -82,7 +82,9 @@ def describe(method: Method) -> Choices:
 def _init(method: Method) -> str:
     if as_schedule(method.density).resolve(_LONG)(0) == 1:
         return "dense"
-    by = method.init.name if isinstance(method.init, Score) else "given"
+    if isinstance(method.init, Saliency) and method.init.scope == "global":
+        return f"{method.init.name}, global"
+    by = getattr(method.init, "name", "given")
     return f"{by}, {getattr(method.allocation, 'name', method.allocation)}"
 
 

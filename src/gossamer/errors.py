@@ -74,3 +74,9 @@ def check_flag(name: str, value: object) -> None:
     """Raise ConfigError unless ``value`` is True or False: any text would count as true."""
     if not isinstance(value, bool):
         raise ConfigError(f"{name}={value!r}: expected True or False")
+
+
+def check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise ConfigError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ConfigError(f"{what} is {value!r}; expected one of {', '.join(map(repr, choices))}")

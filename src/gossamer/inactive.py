@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from .errors import ConfigError, check_number
+from .errors import ConfigError, check_choice, check_number
 from .topology import Schedule, as_schedule, check_density
 
 
@@ -240,9 +240,3 @@ class Langevin:
             noise = torch.randn(weight.shape, generator=generator, dtype=torch.float32)
             moved = moved + math.sqrt(2 * lr * self.temperature) * noise.to(weight.device, weight.dtype)
         return moved
-
-
-def check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise ConfigError unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise ConfigError(f"{what} is {value!r}; expected one of {', '.join(map(repr, choices))}")

@@ -11,8 +11,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from .choices import Choices, describe
-from .errors import ConfigError
-from .inactive import Action, Exploit, Fix, Langevin, Live, Regularize, Reset, Zero, check_choice
+from .errors import ConfigError, check_choice
+from .foresight import Saliency
+from .inactive import Action, Exploit, Fix, Langevin, Live, Regularize, Reset, Zero
 from .topology import (
     NM,
     Allocation,
@@ -20,6 +21,7 @@ from .topology import (
     Constant,
     FanIn,
     FanInDropGrow,
+    Held,
     Rule,
     Schedule,
     Score,
@@ -50,10 +52,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Given:
-    """Initial supports handed in: weight name -> Support or boolean mask."""
+    """Initial supports handed in: weight name -> Support or boolean mask. Their counts stand for the allocation."""
 
     supports: Mapping[str, Support | Tensor] = field(repr=False)
 
+
+Init = Score | Given | Saliency
 
 _FOREVER = 1 << 60  # a step after the end of every schedule
 
@@ -64,7 +68,9 @@ class Method:
 
     density: fraction kept, in (0, 1], or a schedule of it.
     allocation: how the total is shared out over the weights.
-    init: a score whose top entries are the first supports, or `Given`.
+    init: what the first supports are: the top entries of a score, as the allocation counts; what a `Saliency` of
+        `gossamer.foresight` finds; or `Given`. The last two decide the counts of weights, unless the saliency's scope
+        is "layer".
     rule: `Static`, `Select` or `DropGrow`; clock: when it acts.
     inactive: `Zero` or `Live`.
     scope: "layer" selects within each weight, "global" over all of them together.
@@ -74,7 +80,7 @@ class Method:
 
     name: str
     density: float | Schedule
-    init: Score | Given
+    init: Init
     rule: Rule = field(default_factory=Static)
     allocation: Allocation | str | Mapping[str, Any] = "erk"
     clock: Clock = field(default_factory=lambda: Clock(every=math.inf))
@@ -93,6 +99,9 @@ class Method:
         self._check_parts()
 
     def _check_parts(self) -> None:
+        if not isinstance(self.init, Init):
+            hint = ", such as gossamer.foresight.synflow(...)" if isinstance(self.init, Method) else ""
+            raise ConfigError(f"init is {self.init!r}: expected a Saliency{hint}, a score or Given(supports)")
         problem = self._wrong_time() or self._wrong_inactive() or self._wrong_scope() or self._wrong_structure()
         if problem:
             raise ConfigError(f"method {self.name!r} cannot be composed: {problem}")
@@ -135,6 +144,10 @@ class Method:
         return None
 
     def _wrong_structure(self) -> str | None:
+        if isinstance(self.structure, NM) and isinstance(self.init, Saliency) and self.init.scope == "global":
+            return (
+                f"{self.structure.name} fixes the count of every weight, so scores rank within each; use scope='layer'"
+            )
         if isinstance(self.structure, NM) and not isinstance(self.rule, Select | Static):
             return f"{self.structure.name} fixes the count of every group, so nothing can be dropped first; use Select"
         exact_fan_in = isinstance(self.structure, FanIn) and self.structure.exact
@@ -162,6 +175,12 @@ class Method:
         """What it chooses, in words."""
         return describe(self)
 
+    @property
+    def starts_dense(self) -> bool:
+        """Whether a density that falls starts at 1."""
+        density = as_schedule(self.density)
+        return not isinstance(density, Constant) and density.resolve(_FOREVER)(0) == 1
+
     def _timed(self, ask: Callable[[Any], bool]) -> bool:
         parts: list[Any] = [self.clock, self.rule, as_schedule(self.density)]
         if isinstance(self.inactive, Live):
@@ -185,6 +204,11 @@ class Method:
                 f"{total_steps} steps is 1 step), so nothing would train; use every >= 2, or more steps"
             )
         density = as_schedule(self.density).resolve(total_steps)
+        if isinstance(self.init, Saliency) and self.starts_dense:
+            raise ConfigError(
+                f"method {self.name!r} starts dense, so there is no first support for {self.init.name} to find; leave "
+                "init out"
+            )
         if total_steps is not None:
             self._check_last_density(density, clock, total_steps)
         rule = self.rule.resolve(total_steps)
@@ -206,6 +230,19 @@ class Method:
     def counts(self, shapes: Mapping[str, Any], step: int) -> dict[str, int]:
         """Exact number of active entries per weight at `step`, as the structure allows."""
         return self._counts(shapes, as_schedule(self.density)(step))
+
+    def total(self, shapes: Mapping[str, Any], step: int) -> int:
+        """Number of active entries in all at `step`, before a structure rounds the counts of weights."""
+        return round(as_schedule(self.density)(step) * sum(math.prod(shape) for shape in shapes.values()))
+
+    @property
+    def held(self) -> dict[str, int]:
+        """The counts that the first supports came with, by weight name; empty where the allocation decides."""
+        return dict(self.allocation.counts) if isinstance(self.allocation, Held) else {}
+
+    def holding(self, counts: Mapping[str, int]) -> Method:
+        """Return a copy whose allocation is the counts that its first supports came with."""
+        return dataclasses.replace(self, allocation=Held(dict(counts)))
 
     def reach_counts(self, shapes: Mapping[str, Any], step: int) -> dict[str, int] | None:
         """Number of trained entries per weight at `step`, not below `counts`; None where all are trained."""

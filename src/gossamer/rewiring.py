@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from . import foresight
 from .errors import ConfigError, DivergedError
+from .foresight import Saliency
+from .foresight.search import Task
 from .inactive import Zero
 from .method import Given, Method
+from .seeding import generator_for
 from .sites import DenseSite
 from .topology import Constant, Entries, Score, Support, scores, spread
 from .topology.rules import select_alive
 from .topology.selection import count_true
-
-
-def generator_for(seed: int, name: str, event: str) -> torch.Generator:
-    """A CPU generator that depends on nothing but its key: the same on every rank and after a resume."""
-    key = hashlib.blake2b(f"{seed}|{name}|{event}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
 
 
 def shapes(sites: Mapping[str, DenseSite]) -> dict[str, torch.Size]:
@@ -29,16 +26,35 @@ def shapes(sites: Mapping[str, DenseSite]) -> dict[str, torch.Size]:
 
 
 @torch.no_grad()
-def first_masks(method: Method, sites: Mapping[str, DenseSite], seed: int) -> dict[str, Tensor]:
-    """The masks that training starts from; nothing is changed yet.
+def begin(
+    method: Method, model: nn.Module, sites: Mapping[str, DenseSite], seed: int
+) -> tuple[Method, dict[str, Tensor]]:
+    """The masks that training starts from, and the method, holding to their counts where these decide; nothing changes.
 
     Raises:
-        ConfigError: the density is infeasible, or given supports do not fit.
+        ConfigError: the density is infeasible, given supports do not fit, or scores would cut the network in two.
+        DivergedError: a score is not finite; names the weight.
     """
-    counts, init = method.counts(shapes(sites), 0), method.init
-    if isinstance(init, Given):
-        return _given(init, sites, counts)
-    return _highest(init, method, sites, seed, counts)
+    init = method.init
+    if isinstance(init, Score):
+        return method, _highest(init, method, sites, seed, method.counts(shapes(sites), 0))
+    if isinstance(init, Saliency) and init.scope == "layer":
+        return method, _salient(init, method, model, sites, seed, method.counts(shapes(sites), 0))
+    masks = _given(init, method, sites) if isinstance(init, Given) else _salient(init, method, model, sites, seed, None)
+    return method.holding({name: count_true(mask) for name, mask in masks.items()}), masks
+
+
+def _salient(
+    init: Saliency,
+    method: Method,
+    model: nn.Module,
+    sites: Mapping[str, DenseSite],
+    seed: int,
+    counts: Mapping[str, int] | None,
+) -> dict[str, Tensor]:
+    weights = {name: site.parameter for name, site in sites.items()}
+    total = method.total(shapes(sites), 0)
+    return foresight.search.first_masks(init, Task(model, weights, total, counts, method.structure, seed))
 
 
 @torch.no_grad()
@@ -123,7 +139,7 @@ def _entries(site: DenseSite, needs: frozenset[str], seed: int, event: str, step
     return site.entries(needs, generator, step)
 
 
-def _given(init: Given, sites: Mapping[str, DenseSite], counts: Mapping[str, int]) -> dict[str, Tensor]:
+def _given(init: Given, method: Method, sites: Mapping[str, DenseSite]) -> dict[str, Tensor]:
     masks: dict[str, Tensor] = {}
     for name, site in sites.items():
         if name not in init.supports:
@@ -134,10 +150,22 @@ def _given(init: Given, sites: Mapping[str, DenseSite], counts: Mapping[str, int
             raise ConfigError(
                 f"the given support of {name} has shape {tuple(mask.shape)}, the weight has {tuple(site.shape)}"
             )
-        if (held := int(mask.sum())) != counts[name]:
-            raise ConfigError(
-                f"the given support of {name} holds {held} entries, density and allocation make it {counts[name]}; "
-                "pass the supports' own density, and their counts as allocation"
-            )
         masks[name] = mask.to(site.parameter.device)
+    _check_given(masks, method, sites)
     return masks
+
+
+def _check_given(masks: Mapping[str, Tensor], method: Method, sites: Mapping[str, DenseSite]) -> None:
+    """Given supports must be as many as the density says, and have the method's structure."""
+    total, size = method.total(shapes(sites), 0), sum(mask.numel() for mask in masks.values())
+    held = sum(map(count_true, masks.values()))
+    if held != total:
+        raise ConfigError(
+            f"the given supports hold {held} of {size} entries, the density makes it {total}; pass "
+            f"density={held}/{size}"
+        )
+    for name, mask in masks.items():
+        if not method.structure.is_valid(mask):
+            raise ConfigError(
+                f"the given support of {name} has not the method's structure, {method.structure.name}"
+            )

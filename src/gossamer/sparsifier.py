@@ -20,6 +20,7 @@ from .coverage import Coverage, coverage
 from .errors import AttachError, ConfigError
 from .hooks import StepHooks
 from .method import Live, Method
+from .seeding import generator_for
 from .sites import DenseSite
 from .state import VERSION, check_fits, read_state
 from .targets import Candidate, choose
@@ -62,21 +63,21 @@ class Sparsifier:
         owners = None if optimizer is None else self._owners(optimizer)
         try:
             with torch.no_grad():
-                self._start()
+                self._start(model)
         except BaseException:
             self._let_go()
             raise
         if owners is not None:
             self._attach(owners)
 
-    def _start(self) -> None:
-        first = rewiring.first_masks(self.method, self.sites, self.seed)  # may raise: nothing is touched so far
+    def _start(self, model: nn.Module) -> None:
+        self.method, first = rewiring.begin(self.method, model, self.sites, self.seed)  # may raise: nothing is touched
         if self.total_steps is not None:  # a density that falls must be feasible to its end
             self.method.counts(rewiring.shapes(self.sites), self.total_steps)
         reach = rewiring.first_reach(self.method, self.sites, self.seed, first)
         for name, site in self.sites.items():
             _attached[site.parameter] = name
-            signs = rewiring.generator_for(self.seed, name, "sign") if "sign" in self.method.needs else None
+            signs = generator_for(self.seed, name, "sign") if "sign" in self.method.needs else None
             site.start(first[name], self.method.needs, signs)
             self._gates += site.gate.install()
         for name, mask in reach.items():
@@ -245,7 +246,7 @@ class Sparsifier:
         own, action = self._own(optimizer), self.method.action
         for site in own:
             if action is not None:
-                site.act_on_active(action, rewiring.generator_for(self.seed, site.name, f"action {self.step}"))
+                site.act_on_active(action, generator_for(self.seed, site.name, f"action {self.step}"))
             site.act_on_inactive(self.step)
         if complete:
             self._complete_step()
@@ -334,6 +335,7 @@ class Sparsifier:
             "trainables": {name: value for name, value in trainables.items() if value is not None},
             "traits": {name: site.traits.state() for name, site in self.sites.items()},
             "memory": {group: dict(values) for group, values in self._memory.items()},
+            "held": self.method.held,
         }
 
     @torch.no_grad()
@@ -346,7 +348,9 @@ class Sparsifier:
             CheckpointError: the state is damaged, or of another model, method, density or length of training.
         """
         saved = read_state(state)
-        check_fits(saved, self.method, self.total_steps, self.sites)
+        method = self.method.holding(saved["held"]) if saved["held"] and self.method.held else self.method
+        check_fits(saved, method, self.total_steps, self.sites)
+        self.method = method
         for name, site in self.sites.items():
             site.load(saved["supports"][name], saved["trainables"].get(name), saved["traits"][name])
         self._memory = saved["memory"]

@@ -58,7 +58,21 @@ def read_state(state: Any) -> dict[str, Any]:
         trainables[canonical(name)] = value
     traits = {canonical(name): _traits(name, state["traits"].get(name, {})) for name in state["supports"]}
     memory = {group: _memory(group, values) for group, values in state["memory"].items()}
-    return {**state, "supports": supports, "trainables": trainables, "traits": traits, "memory": memory}
+    held = _held(state.get("held", {}), supports)
+    return {**state, "supports": supports, "trainables": trainables, "traits": traits, "memory": memory, "held": held}
+
+
+def _held(value: Any, supports: Mapping[str, Support]) -> dict[str, int]:
+    """The counts that first supports came with; none in states of methods whose allocation decides."""
+    counts = {canonical(str(name)): count for name, count in value.items()} if isinstance(value, Mapping) else None
+    if counts == {}:
+        return {}
+    if counts is None or counts.keys() != supports.keys():
+        raise CheckpointError("the saved state is damaged: the counts of first supports are not those of its weights")
+    for name, count in counts.items():
+        if type(count) is not int or not 0 <= count <= supports[name].numel:
+            raise CheckpointError(f"the saved state is damaged: {name} started with {count!r} entries")
+    return counts
 
 
 def _traits(name: str, value: Any) -> dict[str, Tensor]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .choices import Choices
-from .errors import ConfigError
-from .inactive import check_choice
+from .errors import ConfigError, check_choice
 from .topology import Allocation, check_density, resolve_allocation
 from .topology.schedules import check_time, to_step
 

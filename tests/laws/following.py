@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import gossamer
-from gossamer.rewiring import generator_for
+from gossamer.seeding import generator_for
 from gossamer.testing import oracles
 
 from .settings import OPTIMIZERS, batches, loss_of, train_step

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import gossamer
-from gossamer import Method, Zero, methods
+from gossamer import Method, Zero, foresight, methods
 from gossamer.topology import Clock, DropGrow, Linear, scores
 
 STEPS = 12
@@ -119,9 +122,9 @@ def compose(name: str, density: float, **parts: object) -> Method:
     return Method(name=name, density=density, init=scores.random, clock=Clock(every=3), **parts)  # type: ignore[arg-type]
 
 
-def small_methods(density: float = 0.3) -> dict[str, gossamer.Method]:
-    """Every kind of method, with a clock that acts within a few steps."""
-    return basic_methods(density) | further_methods(density)
+def small_methods(density: float = 0.3, shape: tuple[int, ...] = (20,)) -> dict[str, gossamer.Method]:
+    """Every kind of method, with a clock that acts within a few steps; shape: of one input of the model."""
+    return basic_methods(density) | further_methods(density) | foresight_methods(density, shape)
 
 
 def basic_methods(density: float = 0.3) -> dict[str, gossamer.Method]:
@@ -153,6 +156,7 @@ def further_methods(density: float = 0.3) -> dict[str, gossamer.Method]:
         "set-drawn": methods.set_(density, every=2, newborn_std=0.1),
         "set-grace": methods.set_(density, every=2, grace=5),
         "rigl-itop": methods.rigl_itop(density, every=3),
+        "rebalance": methods.rebalance(density, every=3, fraction=0.5, target=2.0),
         "rigl-grace": methods.rigl(density, every=3, fraction=0.5, grace=4),
         "deepr": methods.deepr(density, temperature=1e-3),
         "deepr-global": methods.deepr(density, temperature=1e-3, every=2, scope="global"),
@@ -177,6 +181,50 @@ def further_methods(density: float = 0.3) -> dict[str, gossamer.Method]:
     }
 
 
+@functools.cache
+def examples(shape: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+    """The batches that first supports are scored on: one list, so that methods made twice are equal."""
+    return batches(shape, 4, seed=6)
+
+
+def scored_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Cross entropy; of a model that returns its loss, that."""
+    return output if output.ndim == 0 else nn.functional.cross_entropy(output, target)
+
+
+def foresight_methods(density: float = 0.3, shape: tuple[int, ...] = (20,)) -> dict[str, gossamer.Method]:
+    """First supports that are scored: of each kind under static, and some under every kind of dynamic method."""
+    data: dict[str, Any] = {"data": examples(shape), "loss": scored_loss}
+    flow, force = foresight.synflow(shape, rounds=5), foresight.force(rounds=4, **data)
+    inits = {
+        "magnitude": foresight.magnitude(),
+        "magnitude-layer": foresight.magnitude(scope="layer"),
+        "snip": foresight.snip(batches=2, **data),
+        "snip-eval": foresight.snip(batch_norm="eval", allow_collapse=True, **data),
+        "snip-layer": foresight.snip(scope="layer", **data),
+        "snip-lowest": dataclasses.replace(foresight.snip(**data), invert=True),
+        "iter-snip": dataclasses.replace(foresight.iter_snip(rounds=3, **data), schedule="linear", batches=2),
+        "force": force,
+        "force-random": foresight.force(rounds=4, positions="random", **data),
+        "grasp": foresight.grasp(**data),
+        "synflow": flow,
+        "synflow-random": foresight.synflow(shape, rounds=5, positions="random"),
+    }
+    dynamic = {
+        "set-force": methods.set_(density, every=2, init=force),
+        "rigl-synflow": methods.rigl(density, every=3, fraction=0.5, init=flow),
+        "rigl-synflow-global": methods.rigl(density, every=3, fraction=0.5, scope="global", init=flow),
+        "srigl-synflow": methods.srigl(density, every=3, fraction=0.5, init=flow),
+        "deepr-synflow": methods.deepr(density, temperature=0.1, init=flow),
+        "dsr-force": methods.dsr(density, every=2, target=0.2, threshold=0.2, init=force),
+        "rewire-synflow": methods.rewire(density, exploit=gossamer.Reset(3), init=flow),
+        "topkast-synflow": methods.topkast(density, every=2, decay=0.0 if density == 1 else 1e-2, init=flow),
+    }
+    if density < 1:  # starts dense otherwise
+        dynamic["granet-synflow"] = methods.granet(density, every=2, init=flow)
+    return {f"static-{name}": methods.static(density, init=init) for name, init in inits.items()} | dynamic
+
+
 def needs_momentum(method: gossamer.Method) -> bool:
     """Whether it looks at the optimizer's momentum."""
     return "momentum" in method.needs
@@ -188,9 +236,10 @@ def runs(method: gossamer.Method, optimizer: str) -> bool:
 
 
 def cases(density: float = 0.3) -> list[tuple[str, str]]:
-    """(method, optimizer): basic methods under every optimizer, the others under a few."""
+    """(method, optimizer): basic methods under every optimizer, the others under a few, scored supports under two."""
     found = [(name, method, list(OPTIMIZERS)) for name, method in basic_methods(density).items()]
     found += [(name, method, sorted(FEW)) for name, method in further_methods(density).items()]
+    found += [(name, method, ["adamw", "sgd-momentum"]) for name, method in foresight_methods(density).items()]
     return [(name, optimizer) for name, method, names in found for optimizer in names if runs(method, optimizer)]
 
 

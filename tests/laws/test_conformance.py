@@ -8,8 +8,11 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from gossamer import Learned, Method, methods
-from gossamer.testing import LearnedLaws, MethodLaws, Task, TicketLaws
+from torch import Tensor
+
+from gossamer import Learned, Method, foresight, methods
+from gossamer.testing import LearnedLaws, MethodLaws, Task, TicketLaws, not_applicable
+from gossamer.testing.conformance_lab import batches
 from gossamer.testing.oracles import Trace, rigl_oracle, set_oracle, static_oracle
 from gossamer.tickets import Tickets
 from gossamer.topology import Cosine, Linear, scores
@@ -31,8 +34,22 @@ def rigl(laws: MethodLaws, task: Task) -> Trace:
     return rigl_oracle(*task.common, every=3, stop=end, fraction=Cosine(0.5, end=end))
 
 
+EXAMPLES = batches()  # one list, so that methods made twice are equal; pickled, data are copied and no longer the same
+ELSEWHERE = not_applicable("its examples are of one shape; TestRiglFromForce and test_zeros have convolutions")
+SCORED = {
+    "moves": False,
+    "picklable": False,
+    "test_it_trains_convolutions_small_and_single_layers": ELSEWHERE,
+}
+
 # What differs from the ordinary setting: name -> (arguments, what the class says beside `make`)
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "snip": ({"data": EXAMPLES}, SCORED),
+    "iter-snip": ({"data": EXAMPLES, "rounds": 5}, SCORED),
+    "force": ({"data": EXAMPLES, "rounds": 5}, SCORED),
+    "grasp": ({"data": EXAMPLES}, SCORED),
+    "synflow": ({"inputs": (16,), "rounds": 10}, {"moves": False}),
+    "magnitude": ({"inputs": (16,)}, {"moves": False, "density": 0.5}),
     "deepr": ({"l1": 1e-2, "temperature": 1e-4}, {}),
     "dsr": ({"threshold": 0.02}, {}),
     "rigl": ({"every": 3, "fraction": 0.5, "stop": 1.0}, {"oracle": rigl}),
@@ -72,6 +89,27 @@ class TestGlobalRigl(MethodLaws):
 class TestProtectedSetWithDrawnNewborns(MethodLaws):
     def make(self, density: float) -> Method:
         return methods.set_(density, every=2, grace=3, newborn_std=0.1)
+
+
+def fitting(model: Any, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Of the 16 inputs make images of 4 x 4 x 4 for the convolutional model of the laws."""
+    inputs, target = batch
+    images = next(model.parameters()).ndim == 4
+    return model(inputs.repeat(1, 4).view(-1, 4, 4, 4) if images else inputs), target
+
+
+class TestRiglFromForce(MethodLaws):
+    picklable = False
+
+    def make(self, density: float) -> Method:
+        first = foresight.force(EXAMPLES, rounds=5, forward=fitting)
+        return methods.rigl(density, every=3, fraction=0.5, stop=1.0, init=first)
+
+
+class TestSetFromSynflowWithinLayers(MethodLaws):
+    def make(self, density: float) -> Method:
+        first = foresight.synflow((16,), rounds=5, scope="layer")
+        return methods.set_(density, every=2, allocation="uniform", init=first)
 
 
 class TestGlobalStatic(MethodLaws):

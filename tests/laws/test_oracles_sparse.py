@@ -1,4 +1,4 @@
-"""Law 8 for the methods whose inactive weights are zero: DeepR, DSR, SNFS, SRigL, pruning, GraNet."""
+"""Law 8 for the methods whose inactive weights are zero: DeepR, DSR, SNFS, rebalance, SRigL, pruning, GraNet."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from gossamer import methods
-from gossamer.rewiring import generator_for
+from gossamer.seeding import generator_for
 from gossamer.testing import oracles
+from gossamer.testing.oracles.reallocate import rebalance_oracle
 
 from .following import KINDS, SEED, STEPS, Beside, beside, cosine, draws
 from .settings import convnet, mlp
@@ -71,6 +72,27 @@ def test_snfs(build: Any, kind: str, density: float, drop: Any, grow: Any, reall
         oracles.snfs_oracle, run.masks, every=5, stop=STEPS, fraction=cosine(0.5, 0.005, STEPS), drop=drop, grow=grow,
         reallocate=reallocate, draw=draws("rewire"),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("target", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize(("density", "fraction"), [(0.3, 0.5), (0.85, 0.3), (0.02, 0.5)])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("build", BUILDS)
+def test_rebalance(build: Any, kind: str, density: float, fraction: float, target: float) -> None:
+    run = beside(build, kind, methods.rebalance(density, fraction, every=5, target=target))
+    stop = round(0.75 * STEPS)
+    run.compare(
+        rebalance_oracle, run.masks, every=5, stop=stop, fraction=cosine(fraction, 0.0, stop), target=target
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("density", [0.3, 0.02])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("build", BUILDS)
+def test_rebalance_where_no_layer_needs_anything_is_rigl(build: Any, kind: str, density: float) -> None:
+    run = beside(build, kind, methods.rebalance(density, 0.5, every=5, target=1e-9))
+    stop = round(0.75 * STEPS)
+    run.compare(oracles.rigl_oracle, run.masks, every=5, stop=stop, fraction=cosine(0.5, 0.0, stop))
 
 
 @pytest.mark.parametrize("newborn", ["neutral", "zero"])

@@ -134,8 +134,12 @@ def test_a_damaged_memory_changes_nothing(value: object) -> None:
 
 def test_traits_and_memory_are_what_the_method_needs() -> None:
     """Signs, ages, what is trained and the threshold come back; other methods keep nothing."""
-    kept = {"deepr": {"sign"}, "deepr-global": {"sign"}, "set-grace": {"born"}, "rigl-grace": {"born"}}
-    kept |= {"dsr-fixed": {"born"}, "snfs-drop": {"born"}, "topkast": {"reach"}, "topkast-global": {"reach"}}
+    named = {
+        "sign": ("deepr", "deepr-global", "deepr-synflow"),
+        "born": ("set-grace", "rigl-grace", "dsr-fixed", "snfs-drop"),
+        "reach": ("topkast", "topkast-global", "topkast-synflow"),
+    }
+    kept = {name: {trait} for trait, names in named.items() for name in names}
     for name, method in small_methods().items():
         with sparse_run(model := mlp(), method, "adamw") as (sparsifier, optimizers):
             for batch in batches(n=4):

@@ -102,7 +102,10 @@ def test_zero_off_the_support_after_every_step(method: str, optimizer: str) -> N
 def test_zeros_on_convolutions(method: str) -> None:
     model = convnet()
     targets = ["0.weight", "3.weight", "5.weight"] if method == "sr-ste" else None  # groups of inputs: no depthwise
-    with sparse_run(model, small_methods()[method], "adamw", targets=targets) as (sparsifier, optimizers):
+    with sparse_run(model, small_methods(shape=(2, 6, 6))[method], "adamw", targets=targets) as (
+        sparsifier,
+        optimizers,
+    ):
         law = Law(sparsifier)
         for batch in batches((2, 6, 6), 8):
             train_step(model, optimizers, batch)

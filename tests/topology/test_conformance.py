@@ -10,6 +10,7 @@ from gossamer.topology.allocations import ALLOCATIONS
 
 SCORES = {name: value for name, value in vars(scores).items() if isinstance(value, Score)}
 QUOTAS = {name: value for name, value in vars(quotas).items() if isinstance(value, Quota)}
+QUOTAS |= {f"gain_below_{target:g}": quotas.gain_below(target) for target in (1, 2)}
 STRUCTURES = {"Unstructured": Unstructured(), "FanIn": FanIn(), "TwoOfFour": NM(2, 4), "OneOfFour": NM(1, 4)}
 
 
@@ -31,7 +32,7 @@ for _base, _parts in (
 
 def test_all_parts_are_here() -> None:
     assert set(SCORES) >= {"gradient", "magnitude", "momentum", "random", "saliency", "sign_flip", "signed_magnitude"}
-    assert set(QUOTAS) >= {"mean_gradient", "mean_momentum", "own", "survivors"}
+    assert set(QUOTAS) >= {"gain_below_2", "mean_gradient", "mean_momentum", "own", "survivors"}
     assert set(ALLOCATIONS) == {"equal_per_filter", "equal_per_layer", "er", "erk", "uniform"}
 
 

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .exploration import UNWATCHED, Exploration, WeightTopology
+from .jacobian import LayerSpectra, Spectrum, end_to_end, layerwise
 
-__all__ = ["UNWATCHED", "Exploration", "WeightTopology"]
+__all__ = ["UNWATCHED", "Exploration", "LayerSpectra", "Spectrum", "WeightTopology", "end_to_end", "layerwise"]

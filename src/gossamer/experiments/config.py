@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ConfigError, did_you_mean
-from .values import parameters, parse, spell
+from .values import DATA, parameters, parse, spell
 
 if TYPE_CHECKING:
     from ..method import Method
@@ -45,6 +45,13 @@ class RunConfig:
     method: str = _option("dense, small, or a method; `gossamer methods` lists them", "dense")
     density: float | None = _option("fraction of the targeted weights that is kept, in (0, 1]")
     args: Mapping[str, Any] = _options("arguments of the method, name -> value")
+    control: Literal["shuffle", "reinit", "invert"] | None = _option(
+        "sanity check of the first support: shuffle it within layers, train other initial weights, or invert its scores"
+    )
+    kept_weights: Literal["isometry", "fan-in"] | None = _option(
+        "before training, move the kept weights towards isometry, or scale them by the fan-in that is left"
+    )
+    mask_data: str | None = _option("data set whose examples score the first support, instead of the run's own")
     targets: str | None = _option("which weights: a preset (advances, dctps) or comma-separated globs")
     seed: int = _option("seed of init, data order and method", 0)
     out: str | None = _option("run folder; default runs/<data>-<model>-<method>-<density>-<seed>")
@@ -66,6 +73,7 @@ class RunConfig:
     checkpoint_every: int | None = _option("steps between training checkpoints; default steps / 10")
     model_options: Mapping[str, Any] = _options("options of the model, name -> value")
     data_options: Mapping[str, Any] = _options("options of the data set, name -> value")
+    mask_data_options: Mapping[str, Any] = _options("options of mask_data, name -> value")
     device: str | None = _option("torch device; default cuda if there is one, else cpu")
     threads: int | None = _option("CPU threads; other numbers may give other rounding")
 
@@ -146,7 +154,7 @@ class ResolvedConfig(RunConfig):
     threads: int
 
 
-MAPPINGS = ("args", "model_options", "data_options")
+MAPPINGS = ("args", "model_options", "data_options", "mask_data_options")
 _EXAMPLES = {"data": "mnist1d", "model": "mlp"}
 
 _Range = tuple[Callable[[Any], bool], str]
@@ -198,7 +206,7 @@ def method_parameters(method: str) -> dict[str, tuple[Any, Any]]:
 
     if method not in REGISTRY:
         raise ConfigError(f"unknown method {method!r}{did_you_mean(method, [*CONTROLS, *REGISTRY])}")
-    return parameters(find(method).build, skip=("density",))
+    return parameters(find(method).build, skip=("density", *DATA))
 
 
 def typed_options(given: Mapping[str, Any], known: Mapping[str, tuple[Any, Any]], owner: str) -> dict[str, Any]:

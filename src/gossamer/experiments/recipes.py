@@ -93,6 +93,7 @@ def resolve(config: RunConfig, dataset: Dataset) -> ResolvedConfig:
         ("args", method_parameters(config.method)),
         ("model_options", model_options(config.model)),
         ("data_options", data_options(config.data)),
+        ("mask_data_options", data_options(config.mask_data) if config.mask_data else {}),
     ):
         values[name] = spell(typed_options(values[name], known, name))
     for name, parts in (("eval_every", _EVALUATIONS), ("checkpoint_every", _CHECKPOINTS)):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Mapping[str, Any]]
 
+FIRST = ("weight", "entries", "kept", "on a path from input to output")
 NO_REWIRING = "There was no rewiring: every weight kept its first support."
 NO_CURVES = "matplotlib is not installed, so there are no curves; pip install 'gossamer[report]' brings it"
 
@@ -43,9 +44,17 @@ height: 100%; background: #2f6f9f; } .dense i { background: #b0b8c1; }
 
 
 def write_run_report(
-    folder: RunFolder, result: Result, table: Coverage, data_source: str, weights: Sequence[WeightTopology] = ()
+    folder: RunFolder,
+    result: Result,
+    table: Coverage,
+    data_source: str,
+    weights: Sequence[WeightTopology] = (),
+    first: Sequence[tuple[str, int, int, int]] = (),
 ) -> None:
-    """Write curves.png (if matplotlib is installed) and report.html of one run; `weights`: those it made sparse."""
+    """Write curves.png (if matplotlib is installed) and report.html of one run.
+
+    weights: those it made sparse. first: (weight, entries, kept, kept on a path) of a first support that was found.
+    """
     rows = folder.metrics()
     figure = curves({"validation": rows}, result.metric)
     if figure is not None:
@@ -58,6 +67,7 @@ def write_run_report(
         _section("Result", _table(("", ""), flat)),
         _section("Curves", _image(figure)),
         _section("Layers", _coverage_table(table)),
+        *([_section("First support", _table(FIRST, first))] if first else []),
         *([_section("Topology", _topology(rows, weights))] if weights else []),
         _section("Config", _table(("", ""), _flatten(result.config))),
         _section("Origin", _table(("", ""), [("data", data_source), *_versions()])),

@@ -26,7 +26,7 @@ from ..reparametrise import Learned
 from ..sparsifier import Sparsifier
 from ..targets import choose
 from ..tickets import Tickets
-from . import data, models
+from . import data, first_support, models
 from .config import ResolvedConfig, RunConfig, build_method, parse_targets, typed_options
 from .optimizers import build_optimizers, build_schedulers, rate_factor
 from .recipes import resolve
@@ -80,6 +80,7 @@ class Plan:
 def named_method(config: RunConfig) -> Method | Learned | Tickets | None:
     """The method of `config`; raises ConfigError if it, or an option of it, the model or the data, cannot be."""
     method = build_method(config)
+    first_support.check(config, method)
     typed_options(config.model_options, models.model_options(config.model), f"model {config.model}")
     typed_options(config.data_options, data.data_options(config.data), f"data set {config.data}")
     return method
@@ -197,10 +198,8 @@ def build_parts(plan: Plan) -> Parts:
 
     The first round of a ticket method is dense and has no sparsifier.
     """
-    config, targets = plan.config, parse_targets(plan.config.targets)
-    torch.manual_seed(config.seed)
-    with _fits_memory(config):
-        model = models.build(config.model, plan.dataset, **config.model_options)
+    config, targets, method = plan.config, parse_targets(plan.config.targets), plan.method
+    model = _initial_model(plan, config.seed)
     reference, small = coverage(choose(model, targets), {}), dict[str, float]()
     if config.method == "small":
         model, small = _small(plan, reference)
@@ -208,18 +207,31 @@ def build_parts(plan: Plan) -> Parts:
         model.to(config.device)
     if plan.round.weights is not None:
         model.load_state_dict(plan.round.weights)
+    if isinstance(method, Method):
+        model, method = first_support.prepare(method, config, plan.dataset, model, lambda: _redrawn(plan), targets)
     optimizers = build_optimizers(model, config)
     schedulers = _schedulers(plan, optimizers)
     sparsifier = None
-    if isinstance(plan.method, Tickets):
-        plan.method.counts({row.name: row.shape for row in reference.rows if row.sparse})  # raises if it cannot be
-    elif plan.method is not None:
-        sparsifier = sparsify(
-            model, plan.method, optimizers, total_steps=config.steps, targets=targets, seed=config.seed
-        )
+    if isinstance(method, Tickets):
+        method.counts({row.name: row.shape for row in reference.rows if row.sparse})  # raises if it cannot be
+    elif method is not None:
+        sparsifier = sparsify(model, method, optimizers, total_steps=config.steps, targets=targets, seed=config.seed)
     scaler = GradScaler(torch.device(config.device).type, enabled=config.amp == "fp16")
     torch.manual_seed(config.seed)  # dropout starts alike for models that drew differently
     return Parts(model, optimizers, schedulers, scaler, sparsifier, reference, targets, small)
+
+
+def _initial_model(plan: Plan, seed: int) -> nn.Module:
+    config = plan.config
+    torch.manual_seed(seed)
+    with _fits_memory(config):
+        return models.build(config.model, plan.dataset, **config.model_options)
+
+
+def _redrawn(plan: Plan) -> nn.Module:
+    """The model with initial weights that no run of a study has: for the control "reinit"."""
+    model = _initial_model(plan, data.batches.keyed_generator("reinit", plan.config.seed).initial_seed())
+    return model.to(plan.config.device)
 
 
 def _schedulers(plan: Plan, optimizers: list[Optimizer]) -> list[LambdaLR]:

@@ -40,6 +40,7 @@ def search(plan: Plan, parts: Parts, folder: RunFolder, run: Run, progress: Prog
     supports = dense_supports(parts.model, parts.targets)
     levels = method.counts({name: support.shape for name, support in supports.items()})
     start, stop = method.again(plan.config.steps)
+    asked, plan = plan.config, dataclasses.replace(plan, config=dataclasses.replace(plan.config, control=None))
     early = folder.path / "rewind.safetensors" if method.mode == "weights" else None
     for number, counts in enumerate(levels):
         found = folder.path / f"round-{number}.safetensors"
@@ -57,7 +58,7 @@ def search(plan: Plan, parts: Parts, folder: RunFolder, run: Run, progress: Prog
         made, total = plan.round.made(plan.round.stop), plan.round.total
         following = Round(start, stop, total, number + 1, made, tuple(saved["rows"]), weights)
         plan = dataclasses.replace(plan, method=static_on(supports), round=following)
-    return plan
+    return dataclasses.replace(plan, config=asked)  # a sanity check is made of the ticket, not on the way to it
 
 
 def _folder_of(folder: RunFolder, number: int) -> RunFolder:

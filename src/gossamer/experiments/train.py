@@ -20,6 +20,7 @@ from ..analysis import UNWATCHED
 from ..checkpoint import save_model
 from ..errors import ConfigError, DivergedError
 from ..tickets import Tickets
+from . import first_support
 from .config import RunConfig
 from .report import write_run_report
 from .runs import Result, RunFolder
@@ -93,6 +94,8 @@ def train(
             if isinstance(plan.method, Tickets):
                 plan = search(plan, parts, folder, partial(_run, stop=stop), progress)
                 parts = build_parts(plan)
+            if parts.sparsifier:
+                first_support.keep(cfg, plan.method, parts.sparsifier.supports)
             rows = _run(plan, parts, folder, progress, stop)
             return _finish(plan, parts, folder, rows, test)
 
@@ -215,7 +218,9 @@ def _finish(plan: Plan, parts: Parts, folder: RunFolder, rows: list[dict[str, An
     )
     if test:
         source = f"{plan.dataset.source}; sha256 {plan.dataset.digest}..."
-        write_run_report(folder, result, table, source, parts.exploration.by_weight() if parts.exploration else ())
+        watched = parts.exploration.by_weight() if parts.exploration else ()
+        first = first_support.described(cfg, plan.dataset, parts.model)
+        write_run_report(folder, result, table, source, watched, first)
     folder.write_result(result)
     return result
 

@@ -12,6 +12,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from inspect import Parameter, signature
 from typing import Any, Literal, Union
 
@@ -19,6 +20,7 @@ from ..errors import ConfigError, did_you_mean
 
 _LISTS = (tuple, list, Sequence)
 _NONE = {"none", "null"}
+DATA = ("data", "inputs")  # arguments of methods that no text can give: a run fills them in
 _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -42,8 +44,9 @@ def parse(value: object, kind: Any, name: str) -> Any:
             return _parse_one(value, member, name)
         except _NoMatch:
             continue
-    head = value.partition(":")[0].lower() if isinstance(value, str) and ":" in value else ""
     parts = [name for member in members if isinstance(member, type) for name in _part_choices(member)]
+    only_parts = not {int, float, bool, str} & set(members)
+    head = value.partition(":")[0].lower() if isinstance(value, str) and (":" in value or only_parts) else ""
     if head and parts and head not in parts:
         raise ConfigError(f"{name} = {value!r}: unknown {head!r}{did_you_mean(head, parts)}")
     expected = " or ".join(dict.fromkeys(_describe(member) for member in members))
@@ -161,7 +164,8 @@ def _sequence(value: object, text: str | None, arguments: tuple[Any, ...], name:
 def _part(value: object, text: str | None, kind: type, name: str) -> Any:
     """A dataclass of the annotation's kind, handed in or spelled ``name:argument,argument``."""
     choices = _part_choices(kind)
-    if any(isinstance(value, choice) for choice in choices.values()):
+    kinds = [c for c in (kind, *choices.values()) if isinstance(c, type) and dataclasses.is_dataclass(c)]
+    if isinstance(value, tuple(kinds)):
         return value
     if text is None or not choices:
         raise _NoMatch
@@ -169,28 +173,38 @@ def _part(value: object, text: str | None, kind: type, name: str) -> Any:
     choice = choices.get(head.lower())
     if choice is None:
         raise _NoMatch
-    fields = {name: p for name, p in parameters(choice).items() if not _keyword_only(choice, name)}
+    fields = _spelled_fields(choice)
     given = [item for item in tail.split(",") if item.strip()]
-    if len(given) > len(fields):
+    named = [item.partition("=") for item in given if "=" in item]
+    by_place = [item for item in given if "=" not in item]
+    if len(by_place) > len(fields):
         raise ConfigError(f"{name} = {value!r}: {head} takes {len(fields)} arguments at most")
+    texts = dict(zip(fields, by_place, strict=False)) | {key.strip(): item for key, _, item in named}
     needed = [field for field, (_, default) in fields.items() if default is Parameter.empty]
-    if len(given) < len(needed):
+    if not set(needed) <= texts.keys():
         raise ConfigError(f"{name} = {value!r}: {head} needs {', '.join(needed)}; write {head}:{','.join(needed)}")
-    typed = [
-        parse(item, annotation, f"{name}.{field}")
-        for item, (field, (annotation, _)) in zip(given, fields.items(), strict=False)
-    ]
-    return choice(*typed)
+    for field in texts:
+        if field not in fields:
+            raise ConfigError(f"{name} = {value!r}: {head} has no argument {field!r}{did_you_mean(field, fields)}")
+    return choice(**{field: parse(item, fields[field][0], f"{name}.{field}") for field, item in texts.items()})
 
 
-def _keyword_only(choice: type, name: str) -> bool:
-    return bool(choice.__dataclass_fields__[name].kw_only)  # type: ignore[attr-defined]
+def _spelled_fields(choice: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """The arguments that text can give, in order: not those by keyword only, and not data."""
+    given = {n for n, p in signature(choice).parameters.items() if p.kind is not Parameter.KEYWORD_ONLY}
+    return {name: field for name, field in parameters(choice, skip=DATA).items() if name in given}
 
 
-def _part_choices(kind: type) -> dict[str, type]:
-    """Dataclasses that can stand for `kind`: itself, or a protocol's implementations beside it."""
+def _part_choices(kind: type) -> dict[str, Callable[..., Any]]:
+    """What can stand for `kind`: what it lists as ``spellings``, itself, or a protocol's implementations beside it."""
+    if hasattr(kind, "spellings"):
+        return dict(kind.spellings)
     if dataclasses.is_dataclass(kind):
-        return {kind.__name__.lower(): kind}
+        fields = parameters(kind).values()
+        no_text = any(
+            typing.get_origin(a) in (Callable, Mapping) for a, default in fields if default is Parameter.empty
+        )
+        return {} if no_text else {kind.__name__.lower(): kind}
     if not getattr(kind, "_is_protocol", False):
         return {}
     wanted = {n for n in (*vars(kind), *kind.__annotations__) if n == "__call__" or not n.startswith("_")}
@@ -203,10 +217,20 @@ def _part_choices(kind: type) -> dict[str, type]:
 
 
 def _spell_part(value: Any) -> str:
-    fields = [field for field in dataclasses.fields(value) if not field.kw_only]
-    last = max((i for i, f in enumerate(fields) if getattr(value, f.name) != f.default), default=0)
-    arguments = ",".join(str(spell(getattr(value, field.name))) for field in fields[: last + 1])
-    return f"{type(value).__name__.lower()}:{arguments}" if arguments else type(value).__name__.lower()
+    listed = hasattr(value, "spellings")
+    name, read = (value.label, value.argument) if listed else (type(value).__name__.lower(), partial(getattr, value))
+    choice = value.spellings.get(name) if listed else type(value)
+    fields = {} if choice is None else _spelled_fields(choice)
+    told = {field: spell(read(field)) for field, (_, default) in fields.items() if read(field) != default}
+    if listed:
+        arguments = ",".join(f"{field}={item}" for field, item in told.items())
+    else:
+        last = max((i for i, field in enumerate(fields) if field in told), default=0)
+        arguments = ",".join(str(spell(read(field))) for field in list(fields)[: last + 1])
+    text = f"{name}:{arguments}" if arguments else str(name)
+    if listed and (choice is None or parse(text, type(value), "init") != value):
+        raise ConfigError(f"{text}: a config holds {', '.join(value.spellings)} and their arguments, no other objects")
+    return text
 
 
 def _describe(kind: Any) -> str:
@@ -220,4 +244,5 @@ def _describe(kind: Any) -> str:
     if typing.get_origin(kind) in _LISTS:
         return "a comma-separated list"
     choices = _part_choices(kind) if isinstance(kind, type) else {}
-    return ", ".join(f"'{name}:...'" for name in choices) or str(getattr(kind, "__name__", kind))
+    ending = "" if hasattr(kind, "spellings") else ":..."
+    return ", ".join(f"'{name}{ending}'" for name in choices) or str(getattr(kind, "__name__", kind))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ..method import Langevin, Method, Zero
+from ..method import Init, Langevin, Method, Zero
 from ..topology import Allocation, Below, Clock, DropGrow, scores
 from ._registry import named
 
@@ -22,6 +22,7 @@ def deepr(
     scope: Literal["layer", "global"] = "layer",
     allocation: Allocation | str | Mapping[str, Any] = "uniform",
     newborn: Literal["neutral", "zero"] = "neutral",
+    init: Init | None = None,
 ) -> Method:
     """DeepR: active weights do noisy descent; those that cross zero are replaced by random new ones.
 
@@ -32,6 +33,8 @@ def deepr(
     l1: alpha. temperature: T. every: steps between replacements; stop: none from here on (noise and pull go on).
     scope: "layer" keeps each layer's count; "global" grows anywhere, as the paper does, in proportion to the room.
     newborn: optimizer slots of new weights.
+    init: the first support (None: at random), e.g. `foresight.snip(loader)`, whose counts then stand, not the
+        allocation's.
 
     Any optimizer takes the place of plain SGD. Deviations: active weights start at the model's own initial values,
     which give them their signs; just-dropped connections are re-grown only when nothing else is left, and keep their
@@ -41,7 +44,7 @@ def deepr(
         name="deepr",
         density=density,
         allocation=allocation,
-        init=scores.random,
+        init=init or scores.random,
         rule=DropGrow(
             scores.sign_flip,
             scores.random,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ..errors import check_flag
-from ..method import Method, Zero
+from ..method import Init, Method, Zero
 from ..topology import Adaptive, Allocation, Clock, DropGrow, own, scores, survivors
 from ._registry import named
 
@@ -24,6 +24,7 @@ def dsr(
     allocation: Allocation | str | Mapping[str, Any] = "uniform",
     newborn: Literal["neutral", "zero"] = "neutral",
     grace: int | float = 0,
+    init: Init | None = None,
 ) -> Method:
     """DSR: drops below one adaptive threshold for all layers; layers regrow in proportion to what survived.
 
@@ -38,6 +39,7 @@ def dsr(
     every: steps between reallocations; double_at: times at which that period doubles; stop: none from here on.
     reallocate: False lets each layer regrow what it dropped; the control for free reallocation.
     newborn: optimizer slots of new weights; grace: as in `set_`.
+    init: the first support (None: at random), as in `rigl`; its counts are those that training starts with.
 
     Deviations: growth is exact (largest remainders; what a full layer cannot take goes to the others), each layer
     keeps at least one entry, slots of dropped weights are cleared.
@@ -47,7 +49,7 @@ def dsr(
         name="dsr",
         density=density,
         allocation=allocation,
-        init=scores.random,
+        init=init or scores.random,
         rule=DropGrow(
             scores.magnitude,
             scores.random,

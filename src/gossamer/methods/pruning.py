@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ..errors import ConfigError
-from ..method import Method, Zero
+from ..method import Init, Method, Zero
 from ..topology import (
     Allocation,
     Clock,
@@ -95,6 +95,7 @@ def granet(
     stop: int | float = 1.0,
     allocation: Allocation | str | Mapping[str, Any] = "erk",
     newborn: Literal["neutral", "zero"] = "neutral",
+    init: Init | None = None,
 ) -> Method:
     """GraNet: prunes gradually over all layers, and each time regenerates a share of every layer by gradient.
 
@@ -105,6 +106,7 @@ def granet(
         decays by cosine to .005.
     every: ΔT (the paper: 1000 to 4000). prune_until: end of pruning; regeneration goes on until `stop`.
     newborn: optimizer slots of new weights.
+    init: the first support (None: at random), as in `rigl`, at the density `initial`; refused where that is 1.
 
     Deviations: the final density is reached exactly (the authors' code stops one step short of it); phi n is rounded
     down, counts are exact, each layer keeps at least one entry.
@@ -115,7 +117,7 @@ def granet(
         name="granet",
         density=Cubic(first, density, start, prune_until),
         allocation=allocation,
-        init=scores.random,
+        init=init or scores.random,
         rule=PruneThen(DropGrow(scores.magnitude, scores.gradient, schedule)),
         clock=Clock(every=every, stop=stop, also=(prune_until,)),
         inactive=Zero(newborn=newborn),

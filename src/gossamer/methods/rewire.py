@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ..method import Exploit, Live, Method, Reset
+from ..method import Exploit, Init, Live, Method, Reset
 from ..topology import Allocation, Clock, Select, scores
 from ._registry import named
 
@@ -23,6 +23,7 @@ def rewire(
     exploit: Exploit | None = Reset(1000),  # noqa: B008 - a frozen value
     allocation: Allocation | str | Mapping[str, Any] = "erk",
     scope: Literal["layer", "global"] = "layer",
+    init: Init | None = None,
 ) -> Method:
     """Rewire: the largest weights take part, all weights are trained, inactive ones are reset now and then.
 
@@ -37,6 +38,9 @@ def rewire(
     allocation: how density is shared over weights. The paper keeps d in every layer ("uniform"); the default
         "erk" is safer on nets of unequal layers (a documented deviation).
     scope: "layer", or "global" for one threshold over all weights; each layer keeps at least one entry.
+    init: the first support (None: the largest |w|), e.g. `foresight.synflow(inputs=(3, 32, 32))`. With every=1 it
+        lasts one step: what stays
+        are its counts of layers, and with scope="global" not these either.
 
     Deviations: magnitudes are compared (the print omits |.|); the update is w - gamma*dl/dw (printed with a plus);
     v is a fraction of training; Reset acts when (t+1) % z == 0, so not at the very first step; zeroing acts on
@@ -47,7 +51,7 @@ def rewire(
         name="rewire",
         density=density,
         allocation=allocation,
-        init=scores.magnitude,
+        init=init or scores.magnitude,
         rule=Select(scores.magnitude),
         clock=Clock(every=every),
         inactive=Live(scale=scale, scale_on=scale_on, exploit=exploit),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ..method import Method, Zero
+from ..method import Init, Method, Zero
 from ..topology import Allocation, Clock, DropGrow, Schedule, scores
 from ._fractions import cosine
 from ._registry import named
@@ -21,6 +21,7 @@ def rigl(
     scope: Literal["layer", "global"] = "layer",
     newborn: Literal["neutral", "zero"] = "neutral",
     grace: int | float = 0,
+    init: Init | None = None,
 ) -> Method:
     """RigL: drops the smallest active weights and grows those with the largest gradient.
 
@@ -33,6 +34,8 @@ def rigl(
     scope: "global" lets all weights compete, in dropping and in growing; each keeps at least one entry.
     newborn: optimizer slots of new weights, "neutral" or "zero" (the paper's; a jump of 3.16 lr under Adam).
     grace: new weights are not dropped before this age, in steps or as a fraction of training; 0 in the paper.
+    init: the first support (None: at random), e.g. `foresight.snip(loader)`, whose counts then stand, not the
+        allocation's.
 
     The growth step is consumed: no parameter moves, the clock and learning-rate schedule advance; its gradient is
     dense, so a norm clip before `optimizer.step()` sees the dense norm. Just-dropped positions may grow again and
@@ -44,7 +47,7 @@ def rigl(
         name="rigl",
         density=density,
         allocation=allocation,
-        init=scores.random,
+        init=init or scores.random,
         rule=DropGrow(scores.magnitude, scores.gradient, schedule, grace=grace),
         clock=clock,
         inactive=Zero(newborn=newborn),
@@ -62,11 +65,13 @@ def rigl_itop(
     allocation: Allocation | str | Mapping[str, Any] = "erk",
     newborn: Literal["neutral", "zero"] = "neutral",
     grace: int | float = 0,
+    init: Init | None = None,
 ) -> Method:
     """RigL-ITOP: RigL that drops much and waits long, so that each new weight is reliably explored.
 
     fraction: alpha; a number decays by cosine to .005 at the end of training. every: ΔT, optimizer steps, long
         against RigL's 100. stop: no rewiring from here on. newborn, grace: as in `rigl`.
+    init: as in `rigl`.
 
     Unlike RigL it takes the update first and then rewires: drops by the new |w|, grows by |g| of the same batch.
     Deviations: counts are exact; the authors' code also drops what ties with the threshold.
@@ -76,7 +81,7 @@ def rigl_itop(
         name="rigl-itop",
         density=density,
         allocation=allocation,
-        init=scores.random,
+        init=init or scores.random,
         rule=DropGrow(scores.magnitude, scores.gradient, schedule, grace=grace),
         clock=Clock(every=every, stop=stop),
         inactive=Zero(newborn=newborn),

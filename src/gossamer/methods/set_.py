@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ..errors import check_flag
-from ..method import Method, Zero
+from ..method import Init, Method, Zero
 from ..topology import Allocation, Clock, DropGrow, Linear, Schedule, scores
 from ._fractions import cosine
 from ._registry import named
@@ -23,6 +23,7 @@ def set_(
     newborn: Literal["neutral", "zero"] = "neutral",
     newborn_std: float = 0.0,
     grace: int | float = 0,
+    init: Init | None = None,
 ) -> Method:
     """SET: drops the weights closest to zero and grows as many at random positions.
 
@@ -35,6 +36,8 @@ def set_(
         N(0, newborn_std^2); 0.1 in the reference's NumPy code, 0 in its Keras code and here.
     allocation: "erk" at a density that is given; the original has "er", its density following from epsilon = 20.
     grace: new weights are not dropped before this age, in steps or as a fraction of training; 0 in the paper.
+    init: the first support (None: at random), e.g. `foresight.snip(loader)`, whose counts then stand, not the
+        allocation's.
 
     Rewiring follows the optimizer step; just-dropped positions may be grown again. Deviations: counts are exact
     (the reference drops one more per sign).
@@ -46,7 +49,7 @@ def set_(
         name="set",
         density=density,
         allocation=allocation,
-        init=scores.random,
+        init=init or scores.random,
         rule=DropGrow(drop, scores.random, schedule, grace=grace),
         clock=Clock(every=every, stop=stop),
         inactive=Zero(newborn=newborn, newborn_std=newborn_std),
@@ -62,11 +65,13 @@ def set_itop(
     allocation: Allocation | str | Mapping[str, Any] = "erk",
     newborn: Literal["neutral", "zero"] = "neutral",
     grace: int | float = 0,
+    init: Init | None = None,
 ) -> Method:
     """SET-ITOP: SET that drops much and waits long, so that each new weight is reliably explored.
 
     fraction: zeta; a number decays by cosine to .005 at the end of training. every: steps between rewirings, long
         against the 100 of SET and RigL. stop: no rewiring from here on. newborn, grace: as in `set_`.
+    init: as in `set_`.
 
     Weights are dropped by |w|, both signs together. Deviations: counts are exact; in the authors' code random growth
     is a coin toss per position and ties at the threshold are dropped as well.
@@ -76,7 +81,7 @@ def set_itop(
         name="set-itop",
         density=density,
         allocation=allocation,
-        init=scores.random,
+        init=init or scores.random,
         rule=DropGrow(scores.magnitude, scores.random, schedule, grace=grace),
         clock=Clock(every=every, stop=stop),
         inactive=Zero(newborn=newborn),

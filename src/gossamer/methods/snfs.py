@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ..errors import check_flag
-from ..inactive import check_choice
-from ..method import Method, Zero
+from ..errors import check_choice, check_flag
+from ..method import Init, Method, Zero
 from ..topology import Allocation, Clock, DropGrow, Schedule, mean_momentum, own, scores
 from ._fractions import cosine
 from ._registry import named
@@ -28,6 +27,7 @@ def snfs(
     reallocate: bool = True,
     allocation: Allocation | str | Mapping[str, Any] = "uniform",
     grace: int | float = 0,
+    init: Init | None = None,
 ) -> Method:
     """SNFS (sparse momentum): drops the smallest weights; momentum says which layers regrow them, and where.
 
@@ -40,6 +40,7 @@ def snfs(
     drop, grow: "momentum" as drop score and "random" growth are the controls of the blog that describes SNFS.
     reallocate: False lets each layer regrow what it dropped; the control for free reallocation.
     grace: as in `set_`.
+    init: the first support (None: at random), as in `rigl`; its counts are those that training starts with.
 
     Deviations: counts are exact at every rewiring (the authors' total drifts and is repaid later), a full layer's
     excess goes to the others in proportion to q, and the authors' exception for nearly dense layers is left out.
@@ -54,7 +55,7 @@ def snfs(
         name="snfs",
         density=density,
         allocation=allocation,
-        init=scores.random,
+        init=init or scores.random,
         rule=DropGrow(drop_score, grow_score, schedule, quota=mean_momentum if reallocate else own, grace=grace),
         clock=Clock(every=every, stop=stop),
         inactive=Zero(slots="keep"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ..method import Method, Zero
+from ..method import Init, Method, Zero
 from ..topology import Allocation, Clock, DropGrow, FanIn, FanInDropGrow, Schedule, scores
 from ._fractions import cosine
 from ._registry import named
@@ -20,6 +20,7 @@ def srigl(
     min_salient: float | int = 0.3,
     allocation: Allocation | str | Mapping[str, Any] = "erk",
     newborn: Literal["neutral", "zero"] = "neutral",
+    init: Init | None = None,
 ) -> Method:
     """SRigL: RigL in which all active neurons of a layer have the same number of inputs; idle ones are removed.
 
@@ -30,6 +31,7 @@ def srigl(
         transformers in the paper; 0 removes none but neurons without any salient input.
     allocation: "erk" for conv nets, "uniform" for transformers in the paper; counts are then rounded so that every
         neuron can have the same number. newborn: optimizer slots of new weights.
+    init: the first support (None: at random), as in `rigl`; its counts are rounded in the same way.
 
     The growth step is consumed as in `rigl`. A layer has at most its count: fan-in times active neurons, rounded down.
     """
@@ -38,7 +40,7 @@ def srigl(
         name="srigl",
         density=density,
         allocation=allocation,
-        init=scores.random,
+        init=init or scores.random,
         rule=FanInDropGrow(DropGrow(scores.magnitude, scores.gradient, schedule), min_salient),
         clock=Clock(every=every, stop=stop),
         inactive=Zero(newborn=newborn),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..method import Method
+from ..method import Init, Method
 from ..topology import Allocation, FanIn, Static, Unstructured, equal_per_filter, resolve_allocation, scores
 from ._registry import named
 
@@ -15,12 +15,16 @@ from ._registry import named
     needs="nothing",
     source="baseline; allocations: Mocanu et al. 2018, Evci et al. 2020 (1911.11134)",
 )
-def static(density: float, allocation: Allocation | str | Mapping[str, Any] = "erk") -> Method:
-    """Static random: a random support drawn once and never changed.
+def static(
+    density: float, allocation: Allocation | str | Mapping[str, Any] = "erk", init: Init | None = None
+) -> Method:
+    """Static: a support found once, at random unless told otherwise, and never changed.
 
     allocation: "erk", "er", "uniform", "equal_per_layer", "equal_per_filter", or a mapping of name globs to
         densities or counts. With "equal_per_filter" every filter of a layer gets the same number of weights (to
         within one) and positions are random within each filter.
+    init: the first support (None: at random), e.g. `foresight.snip(loader)`, whose counts then stand, not the
+        allocation's.
 
     The floor every dynamic method must beat. Kept weights start at the model's own initial values, unscaled.
     """
@@ -30,7 +34,7 @@ def static(density: float, allocation: Allocation | str | Mapping[str, Any] = "e
         name="static",
         density=density,
         allocation=chosen,
-        init=scores.random,
+        init=init or scores.random,
         rule=Static(),
         structure=FanIn() if per_filter else Unstructured(),
     )

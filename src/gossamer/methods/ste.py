@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ..errors import ConfigError
-from ..method import Live, Method
+from ..method import Init, Live, Method
 from ..topology import NM, Allocation, Clock, Select, Structure, Unstructured, check_density, scores
 from ._registry import named
 
@@ -21,6 +21,7 @@ def ste(
     every: int | float = 1,
     allocation: Allocation | str | Mapping[str, Any] = "erk",
     scope: Literal["layer", "global"] = "layer",
+    init: Init | None = None,
 ) -> Method:
     """STE (DNW): the largest weights take part, all weights are trained as if they did.
 
@@ -28,12 +29,14 @@ def ste(
     `rewire` without exploitation.
 
     every: steps between two choices of the support. allocation: "uniform" in the sources. scope: "layer" or "global".
+    init: the first support (None: the largest |w|), as in `rewire`: with every=1 it lasts one step, and what stays
+        are its counts of layers.
     """
     return Method(
         name="ste",
         density=density,
         allocation=allocation,
-        init=scores.magnitude,
+        init=init or scores.magnitude,
         rule=Select(scores.magnitude),
         clock=Clock(every=every),
         inactive=Live(),
@@ -52,6 +55,7 @@ def sr_ste(
     group: int | None = 4,
     every: int | float = 1,
     allocation: Allocation | str | Mapping[str, Any] = "uniform",
+    init: Init | None = None,
 ) -> Method:
     """SR-STE: straight-through training of N:M sparse weights with a decay on those that are left out.
 
@@ -62,6 +66,9 @@ def sr_ste(
         it together with the gradient: tune it there.
     group: M; N = density M must be a whole number (2:4 at density .5). None: no groups, the largest of each layer.
     every: steps between two choices of the support. allocation: with groups "uniform" is the only one that fits.
+    init: the first support (None: the largest |w|). With every=1 it lasts one step. With groups scores must rank
+        within each weight:
+        ``foresight.synflow(..., scope="layer")``; then nothing of it stays, else its counts of layers.
 
     Deviations: groups run along the inputs at a fixed kernel position (the hardware layout); the authors' code has a
     version with another order. Inputs that do not divide by M are refused.
@@ -70,7 +77,7 @@ def sr_ste(
         name="sr-ste",
         density=density,
         allocation=allocation,
-        init=scores.magnitude,
+        init=init or scores.magnitude,
         rule=Select(scores.magnitude),
         clock=Clock(every=every),
         inactive=Live(decay=decay),

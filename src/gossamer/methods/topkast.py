@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ..errors import check_number
-from ..method import Live, Method
+from ..method import Init, Live, Method
 from ..topology import Allocation, Clock, Schedule, Select, check_density, scores
 from ._registry import named
 
@@ -25,6 +25,7 @@ def topkast(
     decay: float = 1e-4,
     allocation: Allocation | str | Mapping[str, Any] = "erk",
     scope: Literal["layer", "global"] = "layer",
+    init: Init | None = None,
 ) -> Method:
     """Top-KAST: the largest weights take part; those and the next in rank are trained, the rest is left alone.
 
@@ -38,6 +39,9 @@ def topkast(
     decay: of the regulariser, instead of the optimizer's weight decay; 0 leaves it out.
     allocation: the paper keeps D in every layer ("uniform"); "erk" is safer on nets of unequal layers.
     scope: "layer", or "global" for one threshold over all weights.
+    init: the first A (None: the largest |w|), e.g. `foresight.synflow(inputs=(3, 32, 32))`. With every=1 it lasts
+        one step: what stays
+        are its counts of layers, and with scope="global" not these either.
 
     With M = 1 - D and decay 0 this is `ste`. What the optimizer itself would do to weights outside B (momentum, weight
     decay) is undone. Deviation: the regulariser is quadratic, as in common implementations; |w| is the other reading.
@@ -49,7 +53,7 @@ def topkast(
         name="topkast",
         density=density,
         allocation=allocation,
-        init=scores.magnitude,
+        init=init or scores.magnitude,
         rule=Select(scores.magnitude),
         clock=Clock(every=every, stop=stop),
         inactive=Live(reach=reach, decay=decay / density, active_decay=decay),

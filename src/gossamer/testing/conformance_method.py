@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..method import Method
-from ..rewiring import generator_for
+from ..seeding import generator_for
 from .conformance_lab import (
     OPTIMIZERS,
     STEPS,

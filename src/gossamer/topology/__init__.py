@@ -5,6 +5,7 @@ from .allocations import (
     ALLOCATIONS,
     Allocation,
     Explicit,
+    Held,
     check_density,
     equal_per_filter,
     equal_per_layer,
@@ -18,7 +19,7 @@ from .counting import spread
 from .drop_grow import DropGrow, PruneThen
 from .entries import Entries
 from .fan_in import FanInDropGrow
-from .quotas import Quota, mean_gradient, mean_momentum, own, quota, survivors
+from .quotas import Quota, gain_below, mean_gradient, mean_momentum, own, quota, survivors
 from .rules import Rule, Select, Static
 from .schedules import Constant, Cosine, Cubic, Linear, Piecewise, Schedule, as_schedule
 from .scores import Score, score
@@ -41,6 +42,7 @@ __all__ = [
     "Explicit",
     "FanIn",
     "FanInDropGrow",
+    "Held",
     "Linear",
     "Memory",
     "NM",
@@ -62,6 +64,7 @@ __all__ = [
     "equal_per_layer",
     "er",
     "erk",
+    "gain_below",
     "mean_gradient",
     "mean_momentum",
     "own",

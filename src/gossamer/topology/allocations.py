@@ -238,6 +238,24 @@ class Custom:
         return counts
 
 
+@dataclass(frozen=True)
+class Held:
+    """The counts that first supports have, whatever found them; at another density, in proportion to them.
+
+    A weight that has none keeps none. Symbols as above.
+    """
+
+    counts: Mapping[str, int]
+    name = "held"
+
+    def __call__(self, shapes: Shapes, density: float) -> dict[str, int]:
+        """Return the count of every weight."""
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        held = [self.counts[name] for name in shapes]
+        total = round(check_density(density) * sum(sizes))
+        return dict(zip(shapes, spread(held, sizes, total), strict=True))
+
+
 def resolve_allocation(allocation: Any) -> Allocation:
     """Return an allocation: a name is looked up, a mapping becomes `Explicit`, a function becomes `Custom`.
 
@@ -251,7 +269,7 @@ def resolve_allocation(allocation: Any) -> Allocation:
         if allocation not in ALLOCATIONS:
             raise ConfigError(f"unknown allocation {allocation!r}{did_you_mean(allocation, ALLOCATIONS)}")
         return ALLOCATIONS[allocation]
-    if isinstance(allocation, Proportional | Explicit | Custom):
+    if isinstance(allocation, Proportional | Explicit | Custom | Held):
         return allocation
     if isinstance(allocation, Mapping):
         return Explicit(dict(allocation))

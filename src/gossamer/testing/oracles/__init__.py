@@ -16,7 +16,7 @@ from .fan_in import srigl_oracle
 from .learned import LearnedStep, cs_oracle, str_oracle
 from .live import Exploit, rewire_oracle, sr_ste_oracle, ste_oracle, topkast_oracle
 from .pruning import gmp_oracle, granet_oracle, one_shot_oracle
-from .reallocate import dsr_oracle, snfs_oracle
+from .reallocate import dsr_oracle, rebalance_oracle, snfs_oracle
 from .tickets import Training, lottery_oracle
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "lottery_oracle",
     "one_shot_oracle",
     "pick",
+    "rebalance_oracle",
     "rewire_oracle",
     "rigl_itop_oracle",
     "rigl_oracle",

@@ -1,4 +1,4 @@
-"""Methods that move parameters between layers: DSR and SNFS. Symbols as in `drop_grow`; l counts the weights."""
+"""Methods that move parameters between layers: DSR, SNFS, rebalance. Symbols as in `drop_grow`; l counts weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ._run import Draw, LossFunction, MakeOptimizer, Newborn, Run, Trace, pick, total
@@ -113,6 +114,65 @@ def snfs_oracle(
             run.clear_weights(masks)
         trace.steps.append(run.step(loss, masks))
     return trace
+
+
+def rebalance_oracle(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    make_optimizer: MakeOptimizer,
+    batches: Iterable[Any],
+    loss_fn: LossFunction,
+    *,
+    every: int,
+    stop: int | float,
+    fraction: Callable[[int], float],
+    target: float,
+) -> Trace:
+    """RigL with growth where weights shrink gradients; ours, after what Lee et al. (2020) leave to future work.
+
+    At t = every, 2 every, ... < stop, *instead of* the update: weight l drops the floor(phi n_l) smallest |w|. If fewer
+    are left than it has inputs or outputs, it is to grow back up to that many of them. Of the rest of what all dropped
+    it is to grow its share max(0, -log(b_l / target)), at the largest |g| of the positions not kept. b_l is the sum of
+    the squares of the weight, before the drop, over its outputs; no less than 1e-6 target. If all shares are 0, every
+    weight grows what it dropped.
+    """
+    run = Run(model, list(masks), make_optimizer, loss_fn)
+    run.clear(masks)
+    masks, trace = dict(masks), Trace(dict(masks))
+    for t, batch in enumerate(batches):
+        if t > 0 and t % every == 0 and t < stop:
+            loss, gradients = run.forward_and_backward(masks, batch)
+            kept = {name: _kept(run.weights[name].detach().abs(), was, fraction(t)) for name, was in masks.items()}
+            dropped = {name: int(was.sum() - kept[name].sum()) for name, was in masks.items()}
+            needs = {name: _need(run.weights[name].detach(), target) for name in masks}
+            room = {name: int((~mask).sum()) for name, mask in kept.items()}
+            parts = _rebalanced(needs, kept, dropped) if any(needs.values()) else dropped
+            more = share(parts, room, sum(dropped.values()))
+            for name, was in masks.items():
+                g = gradients[name]
+                slope = torch.zeros(was.shape) if g is None else g.abs()
+                masks[name] = kept[name] | pick(slope, was, more[name], among=~kept[name])
+                run.settle(name, was, masks[name], "neutral")
+        else:
+            loss = run.masked_step(masks, batch)
+        trace.steps.append(run.step(loss, masks))
+    return trace
+
+
+def _rebalanced(needs: Mapping[str, float], kept: Mapping[str, Tensor], dropped: Mapping[str, int]) -> dict[str, float]:
+    back = {}
+    for name, mask in kept.items():
+        rows = len(mask)
+        wanted = max(rows, mask.numel() // rows) - int(mask.sum())
+        back[name] = min(max(wanted, 0), dropped[name])
+    rest = (sum(dropped.values()) - sum(back.values())) / math.fsum(needs.values())
+    return {name: back[name] + rest * needs[name] for name in kept}
+
+
+def _need(w: Tensor, target: float) -> float:
+    outputs = len(w)
+    b = math.fsum(value**2 for value in w.flatten().tolist()) / outputs
+    return max(0.0, -math.log(max(b / target, 1e-6)))
 
 
 def _kept(score: Tensor, active: Tensor, fraction: float) -> Tensor:

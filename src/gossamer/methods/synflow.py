@@ -1,0 +1,34 @@
+"""SynFlow: a support that keeps the flow through the network, found without data, then static."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .. import foresight
+from ..method import Method
+from ._registry import named
+
+
+@named("synflow", needs="gradients in float64 before training", source="Tanaka et al. 2020 (2006.05467), algorithm 1")
+def synflow(
+    density: float,
+    rounds: int = 100,
+    positions: Literal["scores", "random"] = "scores",
+    allow_collapse: bool = False,
+    inputs: tuple[int, ...] | None = None,
+) -> Method:
+    """SynFlow: keeps the weights that the flow through the network needs, found without data, then trains them.
+
+    With R = 1^T f(1), f the network of absolute weights without biases, normalisation and activation functions: in
+    round t of T keep the N d^(t/T) largest |w dR/dw| of the weights that are left, over all layers together.
+
+    rounds: T; few rounds may leave layers empty. positions: "random" keeps the counts of layers only.
+    allow_collapse: go on where no path through the network is left.
+    inputs: shape of one example, e.g. (3, 32, 32); the command line fills it in. For models of whole numbers use
+        ``static(density, init=foresight.synflow(..., tokens=True))``.
+
+    Deviations: float64, where the authors' float32 overflows on deep networks; batch norm is passed by, where the
+    authors' keeps its running statistics.
+    """
+    init = foresight.synflow(inputs, rounds, positions, allow_collapse=allow_collapse)
+    return Method(name="synflow", density=density, init=init)

@@ -166,6 +166,4 @@ def _check_given(masks: Mapping[str, Tensor], method: Method, sites: Mapping[str
         )
     for name, mask in masks.items():
         if not method.structure.is_valid(mask):
-            raise ConfigError(
-                f"the given support of {name} has not the method's structure, {method.structure.name}"
-            )
+            raise ConfigError(f"the given support of {name} has not the method's structure, {method.structure.name}")

@@ -67,7 +67,7 @@ class Sensitivity:
 
     def gradient(self, probe: Probe) -> Tensors:
         """dL/dw at the masked weights."""
-        return loss_gradient(probe, self.batch_norm)
+        return _mean(probe, list(probe.batches()), lambda leaves, loss: gradients(loss, leaves), self.batch_norm)
 
 
 @dataclass(frozen=True)
@@ -96,15 +96,15 @@ class GradientFlow:
 
     def gradient(self, probe: Probe) -> Tensors:
         """H g at the masked weights."""
-        batches = list(probe.batches())
-        g = _over(probe, batches, lambda leaves, loss: gradients(loss, leaves), self)
+        batches, settings = list(probe.batches()), (self.batch_norm, self.temperature)
+        g = _mean(probe, batches, lambda leaves, loss: gradients(loss, leaves), *settings)
         g = {name: torch.where(probe.masks[name], value, 0.0) for name, value in g.items()}
 
         def product(leaves: Tensors, loss: Tensor) -> Tensors:
             own = gradients(loss, leaves, create_graph=True)
             return gradients(torch.stack([(g[name] * own[name]).sum() for name in g]).sum(), leaves)
 
-        return _over(probe, batches, product, self)
+        return _mean(probe, batches, product, *settings)
 
 
 @dataclass(frozen=True)
@@ -153,22 +153,18 @@ class Plain:
         return {}
 
 
-def loss_gradient(probe: Probe, batch_norm: BatchNorm) -> Tensors:
-    """dL/dw at the masked weights, the mean over the batches and ranks."""
-    return _over(probe, list(probe.batches()), lambda leaves, loss: gradients(loss, leaves), Sensitivity(batch_norm))
-
-
-def _over(
+def _mean(
     probe: Probe,
     batches: list[object],
     differentiate: Callable[[Tensors, Tensor], Tensors],
-    objective: Sensitivity | GradientFlow,
+    batch_norm: BatchNorm,
+    temperature: float = 1.0,
 ) -> Tensors:
     """The mean over the batches, and over all ranks, of what `differentiate` makes of each batch's loss."""
-    temperature, total = getattr(objective, "temperature", 1.0), Tensors()
+    total = Tensors()
     for batch in batches:
         leaves = probe.leaves()
-        loss = probe.loss(batch, leaves, batch_norm=objective.batch_norm, temperature=temperature)
+        loss = probe.loss(batch, leaves, batch_norm=batch_norm, temperature=temperature)
         for name, value in differentiate(leaves, loss).items():
             total[name] = total[name] + value.detach() if name in total else value.detach()
     means = {name: (value / len(batches)).contiguous() for name, value in total.items()}  # as collectives want them

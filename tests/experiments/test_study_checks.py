@@ -59,3 +59,12 @@ def test_a_model_is_built_once_for_all_seeds_and_learning_rates(
     rows = (Row("a", "set", {"every": 2}), Row("b", "set", {"every": 2}, {"lr": 0.01}), Row("c", "set", {"every": 3}))
     assert len(Agenda(tiny(rows=rows, densities=(0.1,), seeds=(0, 1)), tmp_path).first) == 6
     assert built == [0, 0]
+
+
+def test_a_variant_needs_its_original() -> None:
+    rows = (*tiny().rows, Row("RigL shuffled", "rigl", {"every": 2}, {"control": "shuffle"}, variant_of="Rigl"))
+    with pytest.raises(
+        ConfigError, match="'RigL shuffled' is a variant of 'Rigl', which is no other row; did you mean"
+    ):
+        tiny(rows=rows)
+    assert tiny(rows=(*rows[:-1], Row("again", "rigl", {"every": 2}, variant_of="RigL"))).rows[-1].variant_of == "RigL"

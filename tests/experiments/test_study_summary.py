@@ -51,6 +51,18 @@ def test_other_rows_can_be_compared_with() -> None:
     )
 
 
+def test_a_variant_is_compared_with_its_original_too() -> None:
+    grid = _grid([90, 92], [70, 74], [85, 91])
+    grid["re shuffled", 0.1] = [result("rewire", seed, value) for seed, value in enumerate([84, 92])]
+    lines = summarise(grid, ["SMALL"], {"re shuffled": "re"})
+    assert lines[2].original == ("", None)
+    assert lines[3].original == ("re", (0, pytest.approx(2**0.5)))
+    header, rows = table(lines)
+    assert header[4] == "vs its original"
+    assert [row[4] for row in rows] == ["", "", "", "+0.00 ± 1.41 (re)"]
+    assert all(line.original is None for line in summarise(grid, ["SMALL"]))
+
+
 def test_differences_are_paired_by_seed_and_density() -> None:
     grid = _grid([], [70, 74], [85, 91])
     grid["re", 0.1].reverse()

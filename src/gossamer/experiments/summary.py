@@ -18,7 +18,8 @@ class Line:
     """All seeds of one (label, density asked for); the table shows the density achieved.
 
     deviation: sample standard deviation, None for one seed. against: label of a control row -> mean and deviation of
-    the differences to it at equal seeds, None where there are none. f: (mean - SMALL) / (DENSE - SMALL), 1 as good as
+    the differences to it at equal seeds, None where there are none. original: the same for the row that this one is a
+    variant of; None where no row of the table is a variant. f: (mean - SMALL) / (DENSE - SMALL), 1 as good as
     dense, 0 no better than the small dense net.
     """
 
@@ -28,6 +29,7 @@ class Line:
     mean: float
     deviation: float | None
     against: Mapping[str, Spread | None]
+    original: tuple[str, Spread | None] | None
     f: float | None
 
     def cells(self) -> tuple[str, ...]:
@@ -40,6 +42,7 @@ class Line:
             f"{achieved:.3g}",
             spread(self.mean, self.deviation),
             *("" if difference is None else spread(*difference, sign=True) for difference in self.against.values()),
+            *(() if self.original is None else (_told(*self.original),)),
             "" if self.f is None else f"{self.f:.2f}",
             f"{first.counts['active']:,}",
             f"{size:,}",
@@ -52,12 +55,14 @@ class Line:
 
 
 def summarise(
-    results: Mapping[tuple[str, float], Sequence[Result]], compare: Sequence[str] | None = None
+    results: Mapping[tuple[str, float], Sequence[Result]],
+    compare: Sequence[str] | None = None,
+    originals: Mapping[str, str] | None = None,
 ) -> list[Line]:
     """Return one line per (label, density), in order; the rows of the methods dense and small anchor f.
 
     compare: labels to give paired differences to, at the same density (of a dense row: at its own); by default those
-    of the method small.
+    of the method small. originals: label of a variant -> label of the row that it changes in one thing.
     """
     groups = {cell: group for cell, group in results.items() if group}
     anchors = {(group[0].method, cell[1]): _by_seed(group) for cell, group in groups.items()}
@@ -68,8 +73,12 @@ def summarise(
     for (label, density), group in groups.items():
         values = _by_seed(group)
         against = {name: _difference(groups, label, density, name) for name in compare}
+        original = None
+        if originals:
+            name = originals.get(label, "")
+            original = name, _difference(groups, label, density, name) if name else None
         f = 1.0 if group[0].method == DENSE else _fraction(values, dense, anchors.get((SMALL, density), {}))
-        lines.append(Line(label, density, tuple(group), *mean_and_deviation(values.values()), against, f))
+        lines.append(Line(label, density, tuple(group), *mean_and_deviation(values.values()), against, original, f))
     return lines
 
 
@@ -92,6 +101,10 @@ def _fraction(values: Mapping[int, float], dense: Mapping[int, float], small: Ma
     shared = [seed for seed in values if seed in small and seed in dense]
     span = sum(dense[seed] - small[seed] for seed in shared)
     return sum(values[seed] - small[seed] for seed in shared) / span + 0.0 if span else None  # + 0.0: no minus zero
+
+
+def _told(original: str, difference: Spread | None) -> str:
+    return "" if difference is None else f"{spread(*difference, sign=True)} ({original})"
 
 
 def _by_seed(results: Iterable[Result]) -> dict[int, float]:
@@ -118,7 +131,8 @@ def table(lines: Sequence[Line]) -> Table:
     """Header and rows of the table, as text."""
     metric = lines[0].results[0].metric["name"] if lines else "metric"
     against = [f"vs {label}" for label in (lines[0].against if lines else ())]
-    header = ("method", "density", metric, *against, "f", "non-zeros", "bytes")
+    variants = ["vs its original"] if lines and lines[0].original is not None else []
+    header = ("method", "density", metric, *against, *variants, "f", "non-zeros", "bytes")
     return header, [line.cells() for line in lines]
 
 

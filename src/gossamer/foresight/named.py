@@ -1,8 +1,8 @@
 """The published ways to prune at initialisation, each one a `Saliency`.
 
-In all of them `data` is an iterable of batches (pairs of inputs and targets, unless `forward` says otherwise), `inputs`
-the shape of one example; ``gossamer train`` fills in both. What they share is described in `Saliency`: positions,
-scope, allow_collapse.
+In all of them `data` is an iterable of batches (pairs of inputs and targets, unless `forward` says otherwise) or
+`Examples`, `inputs` the shape of one example; ``gossamer train`` fills in both. What they share is described in
+`Saliency`: positions, scope, allow_collapse.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .examples import Examples, Forward, Loss, as_ones, cross_entropy, pair
 from .objectives import BatchNorm, GradientFlow, Plain, Sensitivity, SynapticFlow
 from .saliency import Positions, Saliency, Scope
 
-Data = Iterable[Any] | None
+Data = Iterable[Any] | Examples | None
 Inputs = Sequence[int] | int | None
 
 
@@ -159,7 +159,7 @@ def _fields(positions: Positions, scope: Scope, allow_collapse: bool, **others: 
 def _scored(
     label: str, objective: Any, data: Data, inputs: Inputs, forward: Forward, loss: Loss, **fields: Any
 ) -> Saliency:
-    examples = None if data is None else Examples(data, forward, loss)
+    examples = data if data is None or isinstance(data, Examples) else Examples(data, forward, loss)
     return Saliency(objective, examples=examples, ones=as_ones(inputs), label=label, **fields)
 
 

@@ -26,6 +26,7 @@ class Row:
 
     args: of the method. settings: run fields in which it differs from the base. sweep: key -> values to choose from
     when the study tunes, where a key is what ``--set`` takes; an empty one says that the row is not tuned.
+    variant_of: label of the row that this one changes in one thing; the table gives the paired difference to it.
     """
 
     label: str
@@ -33,6 +34,7 @@ class Row:
     args: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     sweep: Mapping[str, Sequence[Any]] | None = None
+    variant_of: str | None = None
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -95,6 +97,10 @@ class Study:
                 )
         for row in self.rows:
             _check_sweep(row, self.tune)
+            others = [other for other in labels if other != row.label]
+            if row.variant_of is not None and row.variant_of not in others:
+                hint = did_you_mean(row.variant_of, others)
+                raise ConfigError(f"row {row.label!r} is a variant of {row.variant_of!r}, which is no other row{hint}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Study:
@@ -158,7 +164,9 @@ def _row(values: Any, number: int) -> Row:
     for key, choices in given.get("sweep", {}).items():
         given["sweep"][key] = _list(f"{key} in the sweep of row {label!r}", choices)
     settings = _run_fields(f"settings of row {label!r}", values.get("settings", {}))
-    return Row(label, parse(values["method"], str, f"method of row {label!r}"), **given, settings=settings)
+    method = parse(values["method"], str, f"method of row {label!r}")
+    original = parse(values.get("variant_of"), str | None, f"variant_of of row {label!r}")
+    return Row(label, method, **given, settings=settings, variant_of=original)
 
 
 def _tune(values: Any) -> Tune:

@@ -30,7 +30,8 @@ def lines(outcome: Outcome) -> list[Line]:
     groups: dict[tuple[str, float], list[Result]] = {}
     for (label, density, _), result in outcome.results.items():
         groups.setdefault((label, density), []).append(result)
-    return summary.summarise(groups, outcome.study.compare)
+    originals = {row.label: row.variant_of for row in outcome.study.rows if row.variant_of is not None}
+    return summary.summarise(groups, outcome.study.compare, originals)
 
 
 def to_dict(outcome: Outcome) -> dict[str, Any]:

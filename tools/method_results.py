@@ -16,8 +16,11 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = {"m1d-methods": "MNIST-1D, MLP", "fashion-methods": "Fashion-MNIST, CNN"}
 AT_INITIALISATION = {"foresight": "Fashion-MNIST, CNN"}
+DEEP = {"rebalance-plain": "MNIST-1D, deep MLP without norm", "rebalance-norm": "MNIST-1D, deep MLP, batch norm"}
 OWN_STUDIES = dict.fromkeys(("force", "grasp", "iter-snip", "magnitude", "snip", "synflow"), AT_INITIALISATION)
+OWN_STUDIES["rebalance"] = DEEP
 CONTROLS = ("dense", "small", "static")
+BESIDE = {"rebalance": ("rigl",)}  # methods whose rows are shown, too
 BLOCK = re.compile(r"<!-- result:([\w-]+) -->\n(?:.*?<!-- /result -->\n)?", re.S)
 
 Values = dict[str, list[str]]  # label of a row -> the metric at each density of the study, empty where there is none
@@ -47,8 +50,9 @@ def measured(study: str) -> tuple[dict[str, Any], Values]:
 
 
 def methods_of(plan: dict[str, Any]) -> dict[str, str]:
-    """Label of a row -> its method."""
-    return {row["label"]: row["method"] for row in plan["rows"]}
+    """Label of a row -> its method; a static row whose first support was found has one of its own."""
+    found = {row["label"] for row in plan["rows"] if row["method"] == "static" and "init" in row.get("args", {})}
+    return {row["label"]: row["label"] if row["label"] in found else row["method"] for row in plan["rows"]}
 
 
 def nearest(held: float, densities: list[float]) -> int:
@@ -72,7 +76,7 @@ def block(method: str) -> str:
         width = len(header) - 1
         header += [f"{where}, d = {density:g}" for density in plan["densities"]]
         for label in values:
-            if methods[label] in (method, *CONTROLS):
+            if methods[label] in (method, *CONTROLS, *BESIDE.get(method, ())):
                 rows.setdefault(label, [""] * width).extend(values[label])
         for cells in rows.values():
             cells.extend([""] * (len(header) - 1 - len(cells)))

@@ -242,7 +242,7 @@ class Method:
 
     def holding(self, counts: Mapping[str, int]) -> Method:
         """Return a copy whose allocation is the counts that its first supports came with."""
-        return dataclasses.replace(self, allocation=Held(dict(counts)))
+        return dataclasses.replace(self, allocation=Held(dict(counts), as_schedule(self.density)(0)))
 
     def reach_counts(self, shapes: Mapping[str, Any], step: int) -> dict[str, int] | None:
         """Number of trained entries per weight at `step`, not below `counts`; None where all are trained."""

@@ -190,11 +190,12 @@ def test_held_counts_at_any_density(layers: list[tuple[int, int]], density: floa
     """Themselves at their own density; at another they add up, fit, and nothing comes to a weight that has none."""
     shapes = {str(i): (size,) for i, (size, _) in enumerate(layers)}
     held = {str(i): count for i, (_, count) in enumerate(layers)}
-    allocation, total = Held(held), sum(size for size, _ in layers)
+    total = sum(size for size, _ in layers)
+    allocation = Held(held, sum(held.values()) / total)
     if sum(held.values()):
         assert allocation(shapes, sum(held.values()) / total) == held
     wanted, room = round(density * total), sum(size for size, count in layers if count)
-    if wanted <= room:
+    if wanted <= room and density != allocation.density:
         found = allocation(shapes, density)
         assert sum(found.values()) == wanted
         assert all(found[name] <= shapes[name][0] and (held[name] or not found[name]) for name in held)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import gossamer
-from gossamer import Given, Method, Zero, foresight, methods
+from gossamer import Method, Zero, methods
 from gossamer.topology import NM, Clock, Constant, Cosine, DropGrow, Linear, Select, Static, scores
 
-from .settings import assert_same, batches, examples, make_optimizer, mlp, sparse_run, train_step, weights
+from .settings import assert_same, batches, make_optimizer, mlp, sparse_run, train_step, weights
 
 OPTIMIZERS = ["sgd-momentum", "adamw", "rmsprop"]
 D = 0.3
@@ -263,37 +263,3 @@ def test_pruning_by_magnitude_is_drop_and_grow_with_nothing_to_grow(optimizer: s
     )
     drop = replace(select, rule=DropGrow(scores.magnitude, scores.random, Constant(0.0)))
     assert_same_course(course(select, optimizer), course(drop, optimizer))
-
-
-DATA = examples((20,))
-AT_INITIALISATION = {  # with all arguments, none at its default: the method, and what it is to start from
-    "snip": (
-        methods.snip(D, 2, "random", "eval", True, DATA),
-        foresight.snip(DATA, 2, "random", "eval", "global", True),
-    ),
-    "iter-snip": (
-        methods.iter_snip(D, 3, 2, "random", "eval", True, DATA),
-        foresight.iter_snip(DATA, 3, 2, "random", "eval", "global", True),
-    ),
-    "force": (
-        methods.force(D, 3, 2, "random", "eval", True, DATA),
-        foresight.force(DATA, 3, 2, "random", "eval", "global", True),
-    ),
-    "grasp": (
-        methods.grasp(D, 2, "random", 7.0, "eval", True, DATA),
-        foresight.grasp(DATA, 2, "random", 7.0, "eval", "global", True),
-    ),
-    "synflow": (methods.synflow(D, 5, "random", True, (20,)), foresight.synflow((20,), 5, "random", "global", True)),
-    "magnitude": (methods.magnitude(D, "random", True, (20,)), foresight.magnitude((20,), "random", "global", True)),
-}
-
-
-@pytest.mark.parametrize("name", AT_INITIALISATION)
-def test_pruning_at_initialisation_is_static_training_of_what_is_found(name: str) -> None:
-    method, first = AT_INITIALISATION[name]
-    assert method.name == name
-    assert method.init == first
-    found = foresight.find(mlp(), first, D, seed=3)  # the seed of a sparse run
-    run = course(method)
-    for init in (first, Given(found)):
-        assert_same_course(run, course(methods.static(D, init=init)), moves=False)

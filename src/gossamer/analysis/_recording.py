@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import distributed
-from ..errors import ConfigError
+from ..errors import ConfigError, GossamerError
 
 Statistics = Literal["running", "batch"]
 
@@ -38,7 +38,13 @@ class Recording:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel and torch.compile."""
+    """The model inside DistributedDataParallel and torch.compile.
+
+    Raises:
+        ConfigError: it is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model is {type(model).__name__}; expected a torch.nn.Module")
     while True:
         inner = getattr(model, "_orig_mod", None)
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
@@ -86,10 +92,13 @@ def record(model: nn.Module, inputs: Tensor, names: Mapping[nn.Module, str], sta
     """Run a copy of `model` once and record the modules of `names`; to be called, and used, inside `apart`.
 
     Raises:
-        ConfigError: the inputs or what a module receives or returns cannot be differentiated; sharded weights.
+        ConfigError: the model does not take the inputs; they or what a module receives or returns cannot be
+            differentiated; sharded weights.
     """
     if not isinstance(inputs, Tensor):
-        raise ConfigError(f"inputs is {type(inputs).__name__}; expected one tensor, (examples, ...)")
+        raise ConfigError(
+            f"inputs is {type(inputs).__name__}; expected one tensor, (examples, ...); wrap a model that takes several"
+        )
     if statistics not in ("running", "batch"):
         raise ConfigError(
             f"statistics={statistics!r}: expected 'running' (as in evaluation) or 'batch' (of the inputs)"
@@ -102,8 +111,17 @@ def record(model: nn.Module, inputs: Tensor, names: Mapping[nn.Module, str], sta
     x = inputs.detach().clone()
     if x.is_floating_point():
         x = x.double().requires_grad_()
-    y = first_float(twin(x.clone()), type(model).__name__)
-    return Recording(calls, x, y)
+    try:
+        output = twin(x.clone())
+    except (GossamerError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(
+            f"{type(model).__name__} cannot run on one tensor of shape {tuple(inputs.shape)} and type {inputs.dtype}: "
+            f"{why}"
+        ) from error
+    return Recording(calls, x, first_float(output, type(model).__name__))
 
 
 def _watch(name: str, module: nn.Module, calls: list[Call]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from ._recording import Statistics, apart, record, unwrapped
 How = Literal["auto", "exact", "lanczos"]
 EXACT_ENTRIES = 2**22  # "auto" forms the explicit Jacobians of a batch up to this many entries: 32 MiB in float64
 DEAD = 1e-6  # of the largest singular value
+LAST_SEED = 2**63 - 1
 RESIDUE = 1e-20  # quadrature weight of a node that only rounding has put there
 
 
@@ -121,7 +122,8 @@ def end_to_end(
     floating-point tensor that the model returns, flattened per example. It must be differentiable, for the iterative
     method and for more outputs than inputs twice.
 
-    inputs: (examples, ...), floating point.
+    inputs: one tensor, (examples, ...), floating point. To measure a model that takes several, wrap it in a
+        module that takes one and supplies the others.
     method: "exact" forms the Jacobians and takes every singular value; "lanczos" multiplies with them only, and
         estimates (see `Spectrum`); "auto" is exact up to 2^22 entries of all Jacobians together.
     statistics: constants of batch norms: "running" as in evaluation, "batch" those of these inputs, which is what
@@ -134,7 +136,8 @@ def end_to_end(
     (1711.04735); the check of Lee et al. 2020 (1906.06307), whose numbers are pooled over examples as these.
 
     Raises:
-        ConfigError: an argument is out of range, examples depend on each other, or a derivative does not exist.
+        ConfigError: an argument is out of range or does not fit the model, examples depend on each other, or a
+            derivative does not exist.
         DivergedError: the Jacobian is not finite.
 
     >>> import torch
@@ -172,6 +175,7 @@ def layerwise(
     arguments that are the same tensor, as in self-attention). A module that is called again has a row per call:
     "fc", "fc#2". All else as `end_to_end`; the inputs may be integers here.
 
+    inputs: one tensor, (examples, ...).
     modules: names, globs or module types; a `*` stays within one level: "layer*" are the blocks, "layer*.conv" what is
         in them. None: every module that owns a weight which is sparse by default (`gossamer.targets.choose`), except
         those that the forward pass does not call (the output projection of nn.MultiheadAttention).
@@ -209,6 +213,8 @@ def _chosen(model: nn.Module, modules: Any) -> dict[nn.Module, str]:
         return {m: path or type(model).__name__ for m, path in paths.items() if id(m) in owners}
     named = {m: path for m, path in paths.items() if path}
     found: set[nn.Module] = set()
+    if not isinstance(modules, str | type | Iterable):
+        raise ConfigError(f"modules={modules!r}: expected names, globs or nn.Module types")
     for item in [modules] if isinstance(modules, str | type) else list(modules):
         if isinstance(item, type) and issubclass(item, nn.Module):
             matching = {m for m in named if isinstance(m, item)}
@@ -239,6 +245,8 @@ class _Settings:
         for name, value, least in (("steps", self.steps, 1), ("probes", self.probes, 1), ("seed", self.seed, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name}={value!r}: expected a whole number from {least} on")
+        if self.seed > LAST_SEED:
+            raise ConfigError(f"seed={self.seed!r}: expected a whole number below 2^63")
 
     def measure(self, jacobian: JacobianMap) -> Spectrum:
         """The spectrum by the method that was asked for."""

@@ -16,6 +16,7 @@ from ..targets import CONVOLUTION, RECURRENT, Candidate, choose
 from ..topology import Support
 
 WINDOW = 100  # steps over which the best objective must still fall
+RATES = (1e-12, 100.0)  # that can lead anywhere
 SETTLED = 1e-5  # by at least this part of itself
 
 
@@ -50,23 +51,27 @@ class Enforced:
     settled: bool
 
 
-def measure_isometry(weight: Tensor, support: Support | None = None, *, parts: int = 1) -> Isometry:
+def measure_isometry(weight: Tensor, support: Support | Tensor | None = None, *, parts: int = 1) -> Isometry:
     """Measure how far the weights alone are from an isometry, without any input.
 
     The matrix is the weight flattened to (shape[0], rest), as a linear map on one patch of the input: padding, stride
     and the overlap of patches are not in it (`gossamer.analysis.layerwise` measures these).
 
-    weight: (out, in, *kernel) or (out, in), any floating type. support: entries off it count as zero.
+    weight: (out, in, *kernel) or (out, in), any floating type.
+    support: a `Support` or boolean mask; entries off it count as zero.
     parts: number of matrices that lie under each other: groups of a convolution, 3 for packed query, key and value.
 
     Source: Lee et al. 2020 (1906.06307), layer-wise dynamical isometry.
 
     Raises:
         ConfigError: fewer than two dimensions, not floating point, or `parts` or `support` do not fit.
+        DivergedError: the weight is not finite.
 
     >>> measure_isometry(2 * torch.eye(3))
     Isometry(gap=5.196152422706632, mean_square=4.0, matrices=(1, 3, 3))
     """
+    if not isinstance(weight, Tensor):
+        raise ConfigError(f"weight is {type(weight).__name__}; expected a tensor, (out, in, ...)")
     if weight.ndim < 2 or not weight.is_floating_point() or not weight.numel():
         raise ConfigError(
             f"a weight of shape {tuple(weight.shape)} and type {weight.dtype} is no real matrix; pass (out, in, ...)"
@@ -77,8 +82,9 @@ def measure_isometry(weight: Tensor, support: Support | None = None, *, parts: i
         )
     kept = weight.detach()
     if support is not None:
-        _check_shape("the weight", weight, support)
-        kept = kept * support.mask.to(kept.device)
+        kept = kept * _mask("the weight", weight, support)
+    if not bool(torch.isfinite(kept).all()):
+        raise DivergedError("the weight is not finite, so it has no distance from an isometry")
     matrices = _matrices(kept.double(), parts)
     number, rows, columns = matrices.shape
     mean_square = float(matrices.square().sum()) / (number * min(rows, columns))
@@ -114,7 +120,7 @@ def gap_gradient(matrices: Tensor, *, squared: bool = False) -> tuple[Tensor, Te
 @torch.no_grad()
 def approximate_isometry(
     model: nn.Module,
-    supports: Mapping[str, Support],
+    supports: Mapping[str, Support | Tensor],
     *,
     steps: int = 10_000,
     lr: float = 0.1,
@@ -127,8 +133,9 @@ def approximate_isometry(
     chosen and before training; for methods whose inactive weights keep a value (live), before `sparsify`, which takes
     the parameters as they are then. Deterministic.
 
-    supports: weight name -> support C_l, such as `sparsifier.supports`; other weights stay as they are.
-    steps, lr: at most so many steps of gradient descent of this rate.
+    supports: weight name -> support C_l (or boolean mask), such as `sparsifier.supports`; other weights stay as they
+        are.
+    steps, lr: at most so many steps of gradient descent of this rate, which is above 0 and at most 100.
     squared: minimise the squared norm. The norm itself (published) has a gradient of constant size near its minimum,
         so a constant rate circles there at a distance of about lr; the square does not, but is unstable at large
         weights: steps that would raise it are refused and halve the rate of that weight.
@@ -145,13 +152,12 @@ def approximate_isometry(
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ConfigError(f"steps={steps!r}: expected a whole number from 1 on")
-    check_number("lr", lr, "the rate of gradient descent")
+    check_number("lr", lr, "the rate of gradient descent", *RATES)
     check_flag("squared", squared)
     results, values = {}, {}
-    for name, row in _rows(model, supports).items():
+    for name, (row, mask) in _rows(model, supports).items():
         start = row.parameter.detach()
         wide = torch.promote_types(start.dtype, torch.float32)
-        mask = supports[name].mask.to(start.device)
         parts = _parts(row)
         best, results[name] = _descend(
             name, _matrices(start.to(wide) * mask, parts), _matrices(mask, parts), steps, lr, squared
@@ -196,14 +202,15 @@ def _evaluate(name: str, weight: Tensor, squared: bool, refuse: bool = True) -> 
 
 
 @torch.no_grad()
-def rescale_fan_in(model: nn.Module, supports: Mapping[str, Support]) -> dict[str, int]:
+def rescale_fan_in(model: nn.Module, supports: Mapping[str, Support | Tensor]) -> dict[str, int]:
     """Multiply the kept weights of each output unit by sqrt(fan_in / kept weights of the unit), in place.
 
     A dense initialisation whose variance is c / fan_in becomes one of c / (kept weights of the unit), so that a sparse
     layer passes on what the dense one did. Calling it twice scales twice. Weights off the supports are set to zero;
     units without weights stay. When to call it: as `approximate_isometry`.
 
-    supports: weight name -> support, such as `sparsifier.supports`. Returns weight name -> units without any weight.
+    supports: weight name -> support or boolean mask, such as `sparsifier.supports`. Returns weight name -> units
+        without any weight.
 
     Source: Evci et al. 2022 (2010.03533), who draw from N(0, 2 / kept weights of the unit); this scales what was drawn.
 
@@ -211,9 +218,9 @@ def rescale_fan_in(model: nn.Module, supports: Mapping[str, Support]) -> dict[st
         ConfigError: as `approximate_isometry`.
     """
     empty = {}
-    for name, row in _rows(model, supports).items():
+    for name, (row, mask) in _rows(model, supports).items():
         shape, over = _unit_view(row)
-        mask = supports[name].mask.to(row.parameter.device).reshape(shape)
+        mask = mask.reshape(shape)
         counts = mask.sum(over, keepdim=True)
         fan_in = math.prod(shape[dim] for dim in over)
         scale = (fan_in / counts.clamp(min=1)).sqrt() * mask
@@ -222,29 +229,40 @@ def rescale_fan_in(model: nn.Module, supports: Mapping[str, Support]) -> dict[st
     return empty
 
 
-def _rows(model: nn.Module, supports: Mapping[str, Support]) -> dict[str, Candidate]:
-    """The weight of each support, after checking that it can be changed."""
+def _rows(model: nn.Module, supports: Mapping[str, Support | Tensor]) -> dict[str, tuple[Candidate, Tensor]]:
+    """The weight and the mask of each support, after checking that the weight can be changed."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model is {type(model).__name__}; expected a torch.nn.Module")
+    if not isinstance(supports, Mapping):
+        raise ConfigError(f"supports is {type(supports).__name__}; pass weight name -> Support")
     if not supports:
         raise ConfigError("supports is empty; pass weight name -> Support, such as sparsifier.supports")
     distributed.refuse(model)
-    rows = {row.name: row for row in choose(model, "*")}
+    rows, found = {row.name: row for row in choose(model, "*")}, {}
     for name, support in supports.items():
         if name not in rows:
-            raise ConfigError(f"the model has no weight {name!r}{did_you_mean(name, rows)}")
-        weight = rows[name].parameter
-        if not rows[name].sparse:
-            raise ConfigError(f"{name} cannot be sparse: {rows[name].reason.removeprefix('named in targets, but ')}")
+            raise ConfigError(f"the model has no weight {name!r}{did_you_mean(str(name), rows)}")
+        row, weight = rows[name], rows[name].parameter
+        if not row.sparse:
+            raise ConfigError(f"{name} cannot be sparse: {row.reason.removeprefix('named in targets, but ')}")
         if distributed.is_sharded(weight):
             raise ConfigError(
                 f"{name} is sharded (FSDP2), its Gram matrix is not on one rank; call this before sharding"
             )
-        _check_shape(name, weight, support)
-    return {name: rows[name] for name in supports}
+        found[name] = row, _mask(name, weight, support)
+    return found
 
 
-def _check_shape(name: str, weight: Tensor, support: Support) -> None:
+def _mask(name: str, weight: Tensor, support: Support | Tensor) -> Tensor:
+    """The mask of a support of `weight`, where the weight lies."""
+    if not isinstance(support, Support):
+        if not isinstance(support, Tensor) or support.dtype != torch.bool:
+            kind = support.dtype if isinstance(support, Tensor) else type(support).__name__
+            raise ConfigError(f"the support of {name} is {kind}; expected a Support or a boolean mask")
+        support = Support.from_mask(support)
     if support.shape != weight.shape:
         raise ConfigError(f"the support of {name} has shape {tuple(support.shape)}, the weight {tuple(weight.shape)}")
+    return support.mask.to(weight.device)
 
 
 def _parts(row: Candidate) -> int:

@@ -1,8 +1,9 @@
 """The published ways to prune at initialisation, each one a `Saliency`.
 
 In all of them `data` is an iterable of batches (pairs of inputs and targets, unless `forward` says otherwise) or
-`Examples`, `inputs` the shape of one example; ``gossamer train`` fills in both. What they share is described in
-`Saliency`: positions, scope, allow_collapse.
+`Examples`, which has its own `forward` and `loss`; `inputs` is the shape of one example without the batch dimension, or
+`Ones`, e.g. ``Ones((7,), tokens=True)`` for seven whole numbers. ``gossamer train`` fills in both. What they share is
+described in `Saliency`: positions, scope, allow_collapse; other fields are set by ``dataclasses.replace``.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..topology import scores
-from .examples import Examples, Forward, Loss, as_ones, cross_entropy, pair
+from .examples import Examples, Forward, Loss, Ones, as_ones, cross_entropy, pair
 from .objectives import BatchNorm, GradientFlow, Plain, Sensitivity, SynapticFlow
 from .saliency import Positions, Saliency, Scope
 
 Data = Iterable[Any] | Examples | None
-Inputs = Sequence[int] | int | None
+Inputs = Sequence[int] | int | Ones | None
 
 
 def snip(
@@ -103,7 +104,7 @@ def grasp(
 ) -> Saliency:
     """GraSP: keep the weights that hold up the norm of the gradient, ``w (H g)``.
 
-    batches: the authors take 10 examples per class (CIFAR). temperature: what logits are divided by.
+    batches: the authors take 10 examples per class (CIFAR). temperature: what the output of `forward` is divided by.
 
     Source: Wang et al. 2020 (2002.07376).
     """

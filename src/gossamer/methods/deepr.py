@@ -44,7 +44,7 @@ def deepr(
         name="deepr",
         density=density,
         allocation=allocation,
-        init=init or scores.random,
+        init=scores.random if init is None else init,
         rule=DropGrow(
             scores.sign_flip,
             scores.random,

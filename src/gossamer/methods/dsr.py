@@ -49,7 +49,7 @@ def dsr(
         name="dsr",
         density=density,
         allocation=allocation,
-        init=init or scores.random,
+        init=scores.random if init is None else init,
         rule=DropGrow(
             scores.magnitude,
             scores.random,

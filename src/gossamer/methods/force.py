@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from .. import foresight
 from ..method import Method
+from ..topology import Allocation
 from ._registry import named
 
 
@@ -17,8 +18,11 @@ def force(
     batches: int = 1,
     positions: Literal["scores", "random"] = "scores",
     batch_norm: Literal["train", "eval"] = "train",
+    scope: Literal["global", "layer"] = "global",
+    allocation: Allocation | str | Mapping[str, Any] = "erk",
     allow_collapse: bool = False,
-    data: Iterable[Any] | None = None,
+    data: Iterable[Any] | foresight.Examples | None = None,
+    inputs: tuple[int, ...] | foresight.Ones | None = None,
 ) -> Method:
     """FORCE: removes weights round by round at initialisation, may take them back, then trains what is left.
 
@@ -27,10 +31,10 @@ def force(
 
     rounds: T. batches: of training examples per round, other ones each round; the authors take 1 (CIFAR-10) to 40
         (ImageNet) of 128 examples.
-    positions, batch_norm, allow_collapse, data: as in `snip`.
+    The other arguments are as in `snip`.
 
     Deviations: the loss is the cross-entropy (the authors' code takes the negative log-likelihood of raw logits);
     counts are exact.
     """
-    init = foresight.force(data, rounds, batches, positions, batch_norm, allow_collapse=allow_collapse)
-    return Method(name="force", density=density, init=init)
+    init = foresight.force(data, rounds, batches, positions, batch_norm, scope, allow_collapse, inputs=inputs)
+    return Method(name="force", density=density, allocation=allocation, init=init)

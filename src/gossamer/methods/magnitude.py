@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from .. import foresight
 from ..method import Method
+from ..topology import Allocation
 from ._registry import named
 
 
@@ -13,8 +15,10 @@ from ._registry import named
 def magnitude(
     density: float,
     positions: Literal["scores", "random"] = "scores",
+    scope: Literal["global", "layer"] = "global",
+    allocation: Allocation | str | Mapping[str, Any] = "erk",
     allow_collapse: bool = False,
-    inputs: tuple[int, ...] | None = None,
+    inputs: tuple[int, ...] | foresight.Ones | None = None,
 ) -> Method:
     """Magnitude at initialisation: keeps the largest initial weights of the whole network, then trains them.
 
@@ -22,8 +26,10 @@ def magnitude(
     has, so wide layers are emptied first.
 
     positions: "random" keeps the counts of layers only.
-    allow_collapse: go on where no path through the network is left.
-    inputs: shape of one example, to tell whether shortcuts lead around an empty layer; the command line fills it in.
+    scope: "global" ranks all weights together, "layer" within each; only then does `allocation` count, which shares
+        out the density. allow_collapse: go on where no path through the network is left.
+    inputs: shape of one example without the batch dimension, to tell whether the network is cut; whole numbers:
+        ``foresight.Ones((7,), tokens=True)``. The command line fills it in.
     """
-    init = foresight.magnitude(inputs, positions, allow_collapse=allow_collapse)
-    return Method(name="magnitude", density=density, init=init)
+    init = foresight.magnitude(inputs, positions, scope, allow_collapse)
+    return Method(name="magnitude", density=density, allocation=allocation, init=init)

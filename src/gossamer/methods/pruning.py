@@ -117,7 +117,7 @@ def granet(
         name="granet",
         density=Cubic(first, density, start, prune_until),
         allocation=allocation,
-        init=init or scores.random,
+        init=scores.random if init is None else init,
         rule=PruneThen(DropGrow(scores.magnitude, scores.gradient, schedule)),
         clock=Clock(every=every, stop=stop, also=(prune_until,)),
         inactive=Zero(newborn=newborn),

@@ -45,7 +45,7 @@ def rebalance(
         name="rebalance",
         density=density,
         allocation=allocation,
-        init=init or scores.random,
+        init=scores.random if init is None else init,
         rule=DropGrow(scores.magnitude, scores.gradient, cosine(fraction, end=stop), quota=gain_below(target)),
         clock=Clock(every=every, stop=stop),
         inactive=Zero(),

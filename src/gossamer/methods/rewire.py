@@ -51,7 +51,7 @@ def rewire(
         name="rewire",
         density=density,
         allocation=allocation,
-        init=init or scores.magnitude,
+        init=scores.magnitude if init is None else init,
         rule=Select(scores.magnitude),
         clock=Clock(every=every),
         inactive=Live(scale=scale, scale_on=scale_on, exploit=exploit),

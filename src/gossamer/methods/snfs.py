@@ -55,7 +55,7 @@ def snfs(
         name="snfs",
         density=density,
         allocation=allocation,
-        init=init or scores.random,
+        init=scores.random if init is None else init,
         rule=DropGrow(drop_score, grow_score, schedule, quota=mean_momentum if reallocate else own, grace=grace),
         clock=Clock(every=every, stop=stop),
         inactive=Zero(slots="keep"),

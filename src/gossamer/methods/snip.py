@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from .. import foresight
 from ..method import Method
+from ..topology import Allocation
 from ._registry import named
 
 
@@ -16,8 +17,11 @@ def snip(
     batches: int = 1,
     positions: Literal["scores", "random"] = "scores",
     batch_norm: Literal["train", "eval"] = "train",
+    scope: Literal["global", "layer"] = "global",
+    allocation: Allocation | str | Mapping[str, Any] = "erk",
     allow_collapse: bool = False,
-    data: Iterable[Any] | None = None,
+    data: Iterable[Any] | foresight.Examples | None = None,
+    inputs: tuple[int, ...] | foresight.Ones | None = None,
 ) -> Method:
     """SNIP: keeps the weights whose removal would change the loss most at initialisation, then trains them.
 
@@ -25,12 +29,15 @@ def snip(
 
     batches: of training examples; the authors take one of 100. positions: "random" keeps the counts of layers only.
     batch_norm: "train" scores with the statistics of the batch, "eval" is the authors'.
-    allow_collapse: go on where no path through the network is left.
-    data: iterable of (inputs, target); the command line takes training examples. For other losses and batches use
-        ``static(density, init=foresight.snip(...))``.
+    scope: "global" ranks all weights together, "layer" within each; only then does `allocation` count, which shares
+        out the density. allow_collapse: go on where no path through the network is left.
+    data: iterable of (inputs, target), or ``foresight.Examples(loader, forward=..., loss=...)`` for other batches and
+        losses; the command line takes training examples.
+    inputs: shape of one example, without the batch dimension, to tell whether the network is cut; whole numbers:
+        ``foresight.Ones((7,), tokens=True)``. The command line fills it in.
     """
-    init = foresight.snip(data, batches, positions, batch_norm, allow_collapse=allow_collapse)
-    return Method(name="snip", density=density, init=init)
+    init = foresight.snip(data, batches, positions, batch_norm, scope, allow_collapse, inputs=inputs)
+    return Method(name="snip", density=density, allocation=allocation, init=init)
 
 
 @named("iter-snip", needs="gradients before training", source="de Jorge et al. 2021 (2006.09081), section 4.3")
@@ -40,8 +47,11 @@ def iter_snip(
     batches: int = 1,
     positions: Literal["scores", "random"] = "scores",
     batch_norm: Literal["train", "eval"] = "train",
+    scope: Literal["global", "layer"] = "global",
+    allocation: Allocation | str | Mapping[str, Any] = "erk",
     allow_collapse: bool = False,
-    data: Iterable[Any] | None = None,
+    data: Iterable[Any] | foresight.Examples | None = None,
+    inputs: tuple[int, ...] | foresight.Ones | None = None,
 ) -> Method:
     """Iterative SNIP: SNIP that removes a little per round and scores again what is left, then trains that.
 
@@ -49,7 +59,7 @@ def iter_snip(
     the network that is left. What is removed stays removed.
 
     rounds: T. batches: of training examples per round, other ones each round.
-    positions, batch_norm, allow_collapse, data: as in `snip`.
+    The other arguments are as in `snip`.
     """
-    init = foresight.iter_snip(data, rounds, batches, positions, batch_norm, allow_collapse=allow_collapse)
-    return Method(name="iter-snip", density=density, init=init)
+    init = foresight.iter_snip(data, rounds, batches, positions, batch_norm, scope, allow_collapse, inputs=inputs)
+    return Method(name="iter-snip", density=density, allocation=allocation, init=init)

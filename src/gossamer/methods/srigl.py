@@ -40,7 +40,7 @@ def srigl(
         name="srigl",
         density=density,
         allocation=allocation,
-        init=init or scores.random,
+        init=scores.random if init is None else init,
         rule=FanInDropGrow(DropGrow(scores.magnitude, scores.gradient, schedule), min_salient),
         clock=Clock(every=every, stop=stop),
         inactive=Zero(newborn=newborn),

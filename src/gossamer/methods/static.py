@@ -34,7 +34,7 @@ def static(
         name="static",
         density=density,
         allocation=chosen,
-        init=init or scores.random,
+        init=scores.random if init is None else init,
         rule=Static(),
         structure=FanIn() if per_filter else Unstructured(),
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from .. import foresight
 from ..method import Method
+from ..topology import Allocation
 from ._registry import named
 
 
@@ -14,8 +16,11 @@ def synflow(
     density: float,
     rounds: int = 100,
     positions: Literal["scores", "random"] = "scores",
+    scope: Literal["global", "layer"] = "global",
+    allocation: Allocation | str | Mapping[str, Any] = "erk",
     allow_collapse: bool = False,
-    inputs: tuple[int, ...] | None = None,
+    inputs: tuple[int, ...] | foresight.Ones | None = None,
+    tokens: bool = False,
 ) -> Method:
     """SynFlow: keeps the weights that the flow through the network needs, found without data, then trains them.
 
@@ -23,12 +28,13 @@ def synflow(
     round t of T keep the N d^(t/T) largest |w dR/dw| of the weights that are left, over all layers together.
 
     rounds: T; few rounds may leave layers empty. positions: "random" keeps the counts of layers only.
-    allow_collapse: go on where no path through the network is left.
-    inputs: shape of one example, e.g. (3, 32, 32); the command line fills it in. For models of whole numbers use
-        ``static(density, init=foresight.synflow(..., tokens=True))``.
+    scope: "global" ranks all weights together, "layer" within each; only then does `allocation` count, which shares
+        out the density. allow_collapse: go on where no path through the network is left.
+    inputs: shape of one example without the batch dimension, e.g. (3, 32, 32). tokens: the model takes whole numbers.
+        The command line fills in both.
 
     Deviations: float64, where the authors' float32 overflows on deep networks; batch norm is passed by, where the
     authors' keeps its running statistics.
     """
-    init = foresight.synflow(inputs, rounds, positions, allow_collapse=allow_collapse)
-    return Method(name="synflow", density=density, init=init)
+    init = foresight.synflow(inputs, rounds, positions, scope, allow_collapse, tokens=tokens)
+    return Method(name="synflow", density=density, allocation=allocation, init=init)

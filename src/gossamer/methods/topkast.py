@@ -53,7 +53,7 @@ def topkast(
         name="topkast",
         density=density,
         allocation=allocation,
-        init=init or scores.magnitude,
+        init=scores.magnitude if init is None else init,
         rule=Select(scores.magnitude),
         clock=Clock(every=every, stop=stop),
         inactive=Live(reach=reach, decay=decay / density, active_decay=decay),

@@ -242,18 +242,22 @@ class Custom:
 class Held:
     """The counts that first supports have, whatever found them; at another density, in proportion to them.
 
-    A weight that has none keeps none. Symbols as above.
+    A weight that has none keeps none. density: the one that they stand for; a structure may have rounded counts, which
+    then need not add up to it. Symbols as above.
     """
 
     counts: Mapping[str, int]
+    density: float
     name = "held"
 
     def __call__(self, shapes: Shapes, density: float) -> dict[str, int]:
         """Return the count of every weight."""
+        held = {name: self.counts[name] for name in shapes}
+        if density == self.density:
+            return held
         sizes = [math.prod(shape) for shape in shapes.values()]
-        held = [self.counts[name] for name in shapes]
         total = round(check_density(density) * sum(sizes))
-        return dict(zip(shapes, spread(held, sizes, total), strict=True))
+        return dict(zip(shapes, spread([*held.values()], sizes, total), strict=True))
 
 
 def resolve_allocation(allocation: Any) -> Allocation:

@@ -369,3 +369,14 @@ def test_entry_point_is_the_app(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(typer.Typer, "__call__", lambda self: called.append(self))
     cli.main()
     assert called == [cli.app]
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_a_warning_of_a_run_is_one_line_and_in_its_result(tmp_path: Path) -> None:
+    args = ["--method", "magnitude", "--density", "0.004", "--control", "reinit", "--set", "allow_collapse=true"]
+    done = _train(tmp_path / "run", *args)
+    notes = [line for line in done.err.splitlines() if "no path" in line]
+    assert len(notes) == 1
+    assert notes[0].startswith("note: magnitude at density")
+    assert done.out.startswith("magnitude (reinit): test accuracy")
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["notes"] == [notes[0].removeprefix("note: ")]

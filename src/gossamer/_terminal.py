@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -38,6 +40,22 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(_INTERRUPTED) from None
 
     return guarded
+
+
+@contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Inside, a UserWarning is one line on stderr, without the line of code that gave it."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            if issubclass(category, UserWarning):
+                typer.echo(f"note: {' '.join(str(message).split())}", err=True)
+            else:
+                others(message, category, *where)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def run_flags(function: Callable[..., None]) -> Callable[..., None]:

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from ._catalogue import data_command, methods_command, models_command
-from ._terminal import AsJson, guarded, print_table, run_flags
+from ._terminal import AsJson, guarded, one_line_warnings, print_table, run_flags
 from .errors import ConfigError
 from .experiments.config import RunConfig
 
@@ -75,7 +75,7 @@ def train_command(
             "--set",
             metavar="KEY=VALUE",
             help="Argument of the method (`gossamer methods NAME` lists them), else a run field, "
-            "model.<option> or data.<option>. Repeatable.",
+            "model.<option>, data.<option> or mask_data.<option>. Repeatable.",
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file to start from, e.g. a run's config.yaml.")] = None,
@@ -89,7 +89,7 @@ def train_command(
 
     run = _run_config(flags, settings or [], config, resume)
     try:
-        with _progress(quiet or as_json, 1) as show:
+        with _progress(quiet or as_json, 1) as show, one_line_warnings():
             result = train(run, resume=resume, progress=show and functools.partial(show, run.method))
     except Interrupted as stop:
         raise KeyboardInterrupt(f"{stop}; continue with: gossamer train --resume --out {stop.folder}") from None
@@ -98,7 +98,7 @@ def train_command(
         return
     value, counts = result.metric["value"], result.counts
     typer.echo(
-        f"{result.method}: test {result.metric['name']} {value:.4g}, density {result.density['achieved']:.4g} "
+        f"{result.title}: test {result.metric['name']} {value:.4g}, density {result.density['achieved']:.4g} "
         f"({counts['active']:,} of {counts['eligible']:,} weights), model {result.checkpoint_bytes:,} bytes\n"
         f"report: {Path(result.config['out']) / 'report.html'}"
     )

@@ -20,6 +20,7 @@ from gossamer import methods
 from gossamer.analysis import LayerSpectra, Spectrum, end_to_end, layerwise
 from gossamer.errors import ConfigError, DivergedError
 from gossamer.foresight.isometry import rescale_fan_in
+from gossamer.topology import Entries, gain_below
 
 
 class Block(nn.Module):
@@ -386,11 +387,19 @@ class Transposed(nn.Module):
         (lambda: layerwise(net(), images(), nn.Conv3d), "matches no module of Net"),
         (lambda: layerwise(net(), images(), []), "modules is empty"),
         (lambda: layerwise(net(), images(), [3]), "modules holds 3"),  # type: ignore[list-item]
+        (lambda: layerwise(net(), images(), True), "modules=True: expected names, globs"),  # type: ignore[arg-type]
+        (lambda: layerwise(None, images()), "model is NoneType; expected a torch.nn.Module"),  # type: ignore[arg-type]
+        (lambda: end_to_end(None, images()), "model is NoneType; expected a torch.nn.Module"),  # type: ignore[arg-type]
+        (lambda: end_to_end(nn.Linear(3, 2), torch.ones(1, 4)), r"Linear cannot run on one tensor of shape \(1, 4\)"),
+        (lambda: end_to_end(nn.Bilinear(3, 3, 2), torch.ones(1, 3)), "Bilinear cannot run on one tensor of shape"),
+        (lambda: end_to_end(nn.Linear(3, 2), torch.ones(1, 3), seed=10**30), "seed=1000.*: expected a whole number"),
+        (lambda: end_to_end(nn.Linear(3, 2), torch.ones(1, 3), seed=True), "seed=True: expected a whole number"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(call: Callable[[], object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as told:
         call()
+    assert "\n" not in str(told.value)
 
 
 def test_a_module_that_is_not_called_is_refused_by_name() -> None:
@@ -415,6 +424,26 @@ def test_what_is_not_finite_raises_with_its_name(method: Any) -> None:
 
 
 # -- what the theory says --
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(6, 9), (9, 6), (7, 7)])
+def test_the_gain_of_rebalance_is_the_mean_square_times_the_smaller_side_over_the_outputs(
+    inputs: int, outputs: int
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(inputs, outputs, bias=False).double()
+    weight = model.weight.detach()
+    weight[torch.rand(outputs, inputs) < 0.5] = 0.0
+    gain = float(weight.square().sum()) / outputs
+    (found,) = layerwise(model, torch.ones(1, inputs)).values()
+    assert gain == pytest.approx(found.mean_square * min(inputs, outputs) / outputs)
+    group = [Entries(weight, weight != 0), Entries(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool))]
+    shares = gain_below(1e3)(group, [3, 3], [torch.ones_like(member.active) for member in group])
+    assert shares[0] / shares[1] == pytest.approx(math.log(1e3 / gain) / math.log(1e6))  # a gain of 0 counts as 1e-6
+    backward = (weight.T @ torch.eye(outputs, dtype=torch.float64)).square().sum() / outputs  # per unit gradient
+    forward = weight.square().sum(1).mean()  # mean square entry of W x for x with E x x^T = I
+    assert gain == pytest.approx(float(backward))
+    assert gain == pytest.approx(float(forward))
 
 
 def relu_net(seed: int) -> nn.Sequential:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from typing import Any, cast
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -124,3 +128,91 @@ def test_redrawing_needs_a_way_to() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     sanity.redraw(model, 0, init=lambda m: [nn.init.normal_(p) for p in m.parameters()])
     assert not torch.equal(model[1].weight, torch.ones(3, 3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", [methods.static(0.3), methods.str_(0.3)])
+def test_a_sparsified_model_is_not_redrawn_until_it_is_detached(method: Any) -> None:
+    model = net()
+    sparsifier = gossamer.sparsify(model, method, torch.optim.SGD(model.parameters(), lr=0.1), total_steps=10)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for init in (None, lambda m: [nn.init.normal_(p) for p in m.parameters()]):
+        with pytest.raises(ConfigError, match=r"is sparsified, .* or after detach\(\)"):
+            sanity.redraw(model, 1, init=init)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    sparsifier.detach()
+    sanity.redraw(model, 1)
+    assert not torch.equal(model[0].weight, torch.zeros(16, 12))
+
+
+def test_attention_is_redrawn_as_it_is_made() -> None:
+    """With its own scheme, which zeroes the biases, also that of the projection within it."""
+    model = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sanity.redraw(model, 3)
+    after = model.state_dict()
+    assert not after["self_attn.in_proj_bias"].count_nonzero()
+    assert not after["self_attn.out_proj.bias"].count_nonzero()
+    for name in ("self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"):
+        assert not torch.equal(after[name], before[name]), name
+
+
+def test_a_change_of_the_initialisation_is_told_once_and_a_function_of_ones_own_is_not_judged() -> None:
+    def scheme(model: nn.Module) -> None:
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=1.0)
+
+    model = net()
+    scheme(model)
+    with pytest.warns(UserWarning, match=r"changed the std of 0.weight from .* to 0.1.*, pass init=") as told:
+        sanity.redraw(model, 0)
+    assert len(told) == 1
+    assert "and 1 more:" in str(told[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sanity.redraw(model, 0)  # now as reset_parameters draws
+        sanity.redraw(model, 0, init=scheme)
+
+
+def test_a_first_draw_is_like_the_next_for_common_modules() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleList(
+        [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(64), nn.LayerNorm(64), nn.Embedding(10, 8), nn.LSTM(8, 8), nn.Linear(8, 64)]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(5):
+            sanity.redraw(model, seed)
+
+
+SALIENCY = cast(Any, foresight.synflow((12,)))
+NOTHING = cast(Any, None)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sanity.first_supports(net(), SALIENCY), r"this is a Saliency; pass a method .*init=saliency"),
+        (lambda: sanity.first_supports(NOTHING, scored()), "model is None; expected a torch.nn.Module"),
+        (lambda: sanity.first_supports(net(), NOTHING), "method is None; expected a Method such as"),
+        (lambda: sanity.first_supports(net(), cast(Any, "snip")), "method is 'snip'; expected a Method"),
+        (lambda: sanity.first_supports(net(), scored(), seed=True), "seed=True: expected a whole number"),
+        (lambda: sanity.first_supports(net(), scored(), seed=cast(Any, 1.5)), "seed=1.5: expected a whole number"),
+        (lambda: sanity.invert(SALIENCY), "this is a Saliency; pass a method"),
+        (lambda: sanity.invert(NOTHING), "method is None; expected a Method"),
+        (lambda: sanity.invert(cast(Any, methods.cs(0.1))), "while it trains"),
+        (lambda: sanity.shuffle(NOTHING), "supports is None; pass weight name -> Support"),
+        (lambda: sanity.shuffle({"w": cast(Any, torch.ones(2, 2))}), "supports is dict; pass weight name -> Support"),
+        (lambda: sanity.shuffle({}, structure=NOTHING), "structure=None: expected that of the method"),
+        (lambda: sanity.shuffle({}, cast(Any, "1")), "seed='1': expected a whole number"),
+        (lambda: sanity.redraw(net(), 0, init=cast(Any, True)), "init=True: expected a function"),
+        (lambda: sanity.redraw(net(), False), "seed=False: expected a whole number"),
+        (lambda: sanity.redraw(NOTHING, 0), "model is None"),
+    ],
+)
+def test_wrong_arguments_are_told_what_to_pass(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as told:
+        call()
+    assert "\n" not in str(told.value)

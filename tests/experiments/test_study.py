@@ -278,3 +278,21 @@ def test_unreadable_configs_are_config_errors(tmp_path: Path, content: bytes) ->
     (tmp_path / "bad.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match=r"cannot read the config .*bad\.yaml"):
         read_config(tmp_path / "bad.yaml")
+
+
+def test_sanity_checks_run_in_workers_beside_what_they_check(tmp_path: Path) -> None:
+    rows = (
+        Row("SNIP", "snip"),
+        Row("shuffled", "snip", {}, {"control": "shuffle"}, variant_of="SNIP"),
+        Row("reinit", "snip", {}, {"control": "reinit"}, variant_of="SNIP"),
+    )
+    study = tiny(rows=rows, densities=(0.2,), seeds=(0,))
+    outcome = run_in_workers(study, tmp_path / "there", workers=2)
+    assert not outcome.failures
+    titles = {label: result.title for (label, *_), result in outcome.results.items()}
+    assert titles == {"SNIP": "snip", "shuffled": "snip (shuffle)", "reinit": "snip (reinit)"}
+    for result in outcome.results.values():
+        assert result.first_support is not None
+        assert result.first_support["kept"] == result.counts["active"]
+    assert run_in_workers(study, tmp_path / "there") == outcome
+    assert run_study(study, tmp_path / "here").results.keys() == outcome.results.keys()

@@ -77,10 +77,10 @@ def test_a_net_is_cut_without_an_empty_layer_too() -> None:
         model[2].weight.copy_(torch.tensor([[1.0, 5.0], [1.0, 1.0]]))
     assert all(mask.sum() == 1 for mask in masks(model, foresight.magnitude(), 0.25).values())
     with pytest.raises(
-        ConfigError, match=r"^magnitude at density 0\.25 leaves every layer some weights \(layer collapse"
+        ConfigError, match=r"^magnitude at density 0\.25: no path from input to output is left, though no layer"
     ):
         masks(model, foresight.magnitude(2), 0.25)
-    with pytest.warns(UserWarning, match=r"^magnitude at density 0\.25 leaves every layer some weights"):
+    with pytest.warns(UserWarning, match=r"^magnitude at density 0\.25: no path from input to output is left"):
         masks(model, foresight.magnitude(2, allow_collapse=True), 0.25)
 
 

@@ -105,6 +105,22 @@ def test_the_gradient_is_the_published_one_and_zero_at_the_minimum() -> None:
     assert gradient.count_nonzero() == 0
 
 
+def test_a_boolean_mask_is_a_support() -> None:
+    weight = nn.init.normal_(torch.empty(10, 40))
+    mask = weight > 0
+    assert measure_isometry(weight, mask) == measure_isometry(weight, Support.from_mask(mask))
+    for change in (rescale_fan_in, approximate_isometry):
+        one, other = net(), net()
+        assert change(one, {"7.weight": mask}) == change(other, {"7.weight": Support.from_mask(mask)})
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_weight_that_is_not_finite_has_no_gap(value: float) -> None:
+    with pytest.raises(DivergedError, match="the weight is not finite"):
+        measure_isometry(torch.full((3, 3), value))
+
+
 # -- enforcing --
 
 
@@ -278,6 +294,15 @@ FULL = Support.full((10, 40))
         (lambda: measure_isometry(torch.ones(3)), "is no real matrix"),
         (lambda: measure_isometry(torch.ones(3, 3), parts=2), "parts=2: the 3 rows"),
         (lambda: measure_isometry(torch.ones(3, 3), FULL), "the support of the weight has shape"),
+        (lambda: measure_isometry(None), "weight is NoneType; expected a tensor"),  # type: ignore[arg-type]
+        (lambda: measure_isometry(torch.ones(3, 3), torch.ones(3, 3)), "the support of the weight is torch.float32"),
+        (lambda: measure_isometry(torch.ones(3, 3), [1]), "is list; expected a Support or a boolean mask"),  # type: ignore[arg-type]
+        (lambda: approximate_isometry(net(), {"7.weight": 3}), "7.weight is int; expected a Support"),  # type: ignore[dict-item]
+        (lambda: rescale_fan_in(net(), [FULL]), "supports is list; pass weight name -> Support"),  # type: ignore[arg-type]
+        (lambda: rescale_fan_in(net(), {3: FULL}), "the model has no weight 3"),  # type: ignore[dict-item]
+        (lambda: approximate_isometry(None, {"7.weight": FULL}), "model is NoneType; expected a torch.nn.Module"),  # type: ignore[arg-type]
+        (lambda: approximate_isometry(net(), {"7.weight": FULL}, lr=0), "lr=0: this is the rate"),
+        (lambda: approximate_isometry(net(), {"7.weight": FULL}, lr=10**30), "lr=1000.*: this is the rate"),
     ],
 )
 def test_what_cannot_work_is_refused(call: Callable[[], object], message: str) -> None:

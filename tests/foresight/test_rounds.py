@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gossamer import foresight
+from gossamer.errors import ConfigError
 from gossamer.foresight import Saliency, search
 from gossamer.topology import NM, FanIn, resolve_allocation
 
@@ -57,6 +58,7 @@ def test_grasp_equals_the_procedure(net: str, batches: int) -> None:
 
 
 @ROUNDS
+@pytest.mark.filterwarnings("ignore:synflow at density")  # one round may cut the network
 @pytest.mark.parametrize("net", ["residual", "mlp"])
 def test_synflow_equals_the_procedure(net: str, rounds: int) -> None:
     make, _, ones = NETS[net]
@@ -202,7 +204,11 @@ def test_counts_are_exact_under_ties(
     allocated = resolve_allocation("uniform")(shapes, density) if scope == "layer" else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        found = counts(masks(model, saliency, density, allocation="uniform", seed=seed))
+        try:
+            found = counts(masks(model, saliency, density, allocation="uniform", seed=seed))
+        except ConfigError as error:
+            assume("all scores are zero in round 1 of" not in str(error))  # on every path there is a zero
+            raise
     assert sum(found.values()) == total
     assert allocated is None or found == allocated
 

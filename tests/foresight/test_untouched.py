@@ -20,7 +20,7 @@ from gossamer.foresight import INITS, Saliency
 from .measure import masks, names, same
 from .nets import NETS, Residual, images, seeded, vectors
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(without any|every layer some) weight:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*(without any weight|no path from input|cut in round):UserWarning")
 NEEDY = ["snip", "iter-snip", "force", "grasp"]
 
 

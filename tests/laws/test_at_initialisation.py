@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import gossamer
-from gossamer import ConfigError, Given, Method, foresight, methods
+from gossamer import Given, Method, foresight, methods
+from gossamer.errors import ConfigError
 
 from .settings import examples, mlp
 from .test_equal_methods import D, assert_same_course, course
@@ -77,8 +78,9 @@ def test_inputs_of_whole_numbers() -> None:
     assert methods.synflow(D, inputs=(7,), tokens=True).init == foresight.synflow(tokens)
     assert methods.synflow(D, tokens=True).init == foresight.synflow()  # a run fills in both
     for method in (methods.synflow(D, inputs=(7,), tokens=True), methods.magnitude(D, inputs=tokens)):
-        with gossamer.sparsify(words, method) as sparsifier:
-            assert sparsifier.summary().active == round(D * sparsifier.summary().eligible)
+        sparsifier = gossamer.sparsify(words, method, targets="*")
+        assert sparsifier.summary().active == round(D * sparsifier.summary().eligible)
+        sparsifier.detach()
 
 
 TAKE_INIT = [n for n, info in methods.REGISTRY.items() if "init" in inspect.signature(info.build).parameters]

@@ -18,6 +18,7 @@ from .. import distributed, rewiring
 from ..errors import ConfigError
 from ..foresight import Saliency
 from ..foresight.search import shuffled
+from ..gated import Gating
 from ..method import Given, Method
 from ..reparametrise import Learned
 from ..seeding import own_random_state
@@ -112,8 +113,8 @@ def redraw(model: nn.Module, seed: int, init: Callable[[nn.Module], object] | No
         ``_reset_parameters``), a module after those in it, as when they were made. These are PyTorch's own
         distributions: if the model has been initialised otherwise (``nn.init``, pretrained weights), pass that as
         `init`, or accuracy changes with the distribution and not with the weights. A parameter of at least 64 entries
-        whose standard deviation has changed by more than a factor 1.5 is warned of; one that is constant before or
-        after is not compared.
+        whose standard deviation has changed by more than a factor 1.5 is warned of; one that is constant or holds
+        zeros (pruned) before or after is not compared.
 
     Raises:
         ConfigError: the model is sparsified, or a module with parameters has no way to reset them and there is no
@@ -123,12 +124,12 @@ def redraw(model: nn.Module, seed: int, init: Callable[[nn.Module], object] | No
     _check_seed(seed)
     if init is not None and not callable(init):
         raise ConfigError(f"init={init!r}: expected a function that initialises the model given to it")
-    for name, parameter in model.named_parameters():
-        if parameter in owned:
-            raise ConfigError(
-                f"{canonical(name)} is sparsified, and its Sparsifier would not know of other weights; call redraw() "
-                "before sparsify(), or after detach()"
-            )
+    held = [canonical(name) for name, parameter in model.named_parameters() if parameter in owned]
+    if held or any(isinstance(module, Gating) for module in model.modules()):
+        raise ConfigError(
+            f"{held[0] if held else 'the model'} is sparsified, and its Sparsifier would not know of other weights; "
+            "call redraw() before sparsify(), or after detach()"
+        )
     resets = _resets(model) if init is None else []
     before = _deviations(model) if init is None else {}
     with own_random_state(seed, "redraw", {parameter.device for parameter in model.parameters()}):
@@ -142,8 +143,8 @@ def redraw(model: nn.Module, seed: int, init: Callable[[nn.Module], object] | No
         name = changed[0]
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         warnings.warn(
-            f"redraw() changed the std of {name} from {before[name]:.3g} to {after[name]:.3g}{more}: the model was not "
-            "initialised by reset_parameters(); pass init=, the function that initialises it",
+            f"redraw() changed the std of {name} from {before[name]:.3g} to {after[name]:.3g}{more}: if the model is "
+            "not initialised by reset_parameters(), pass init=, the function that initialises it",
             stacklevel=2,
         )
 
@@ -165,11 +166,14 @@ def _resets(model: nn.Module) -> list[Callable[[], object]]:
 
 @torch.no_grad()
 def _deviations(model: nn.Module) -> dict[str, float]:
-    """Standard deviation of every parameter that is large enough, and not constant."""
+    """Standard deviation of every parameter that is large enough, not constant and without zeros."""
     found = {
         canonical(name): float(parameter.float().std())
         for name, parameter in model.named_parameters()
-        if parameter.is_floating_point() and parameter.numel() >= COMPARED and not distributed.is_sharded(parameter)
+        if parameter.is_floating_point()
+        and parameter.numel() >= COMPARED
+        and not (parameter.is_meta or distributed.is_sharded(parameter))
+        and bool(parameter.all())
     }
     return {name: std for name, std in found.items() if 0 < std < float("inf")}
 

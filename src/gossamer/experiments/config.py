@@ -54,7 +54,7 @@ class RunConfig:
     mask_data: str | None = _option("data set whose examples score the first support, instead of the run's own")
     targets: str | None = _option("which weights: a preset (advances, dctps) or comma-separated globs")
     seed: int = _option("seed of init, data order and method", 0)
-    out: str | None = _option("run folder; default runs/<data>-<model>-<method>-<density>-<seed>")
+    out: str | None = _option("run folder; default runs/<data>-<model>-<method>-<density>-<checks, if any>-<seed>")
     steps: int | None = _option("optimizer steps")
     epochs: float | None = _option("passes over the training data, instead of steps")
     batch_size: int | None = _option("examples per micro-batch")
@@ -123,7 +123,10 @@ class RunConfig:
                 changes[key] = value
             else:
                 fields = [name for name in FIELDS if name not in MAPPINGS]
-                hint = did_you_mean(key, [*known, *fields, "model.<option>", "data.<option>"])
+                options = [name.replace("_options", ".<option>") for name in MAPPINGS if name != "args"]
+                short = prefix.removesuffix("_options")
+                spelled = option and prefix in MAPPINGS and short != prefix
+                hint = f"; write {short}.{option}" if spelled else did_you_mean(key, [*known, *fields, *options])
                 raise ConfigError(f"--set {setting!r}: unknown key {key!r} for {self.method}{hint}")
         return dataclasses.replace(self, **changes)
 
@@ -202,10 +205,16 @@ def method_parameters(method: str) -> dict[str, tuple[Any, Any]]:
     """Arguments of a method that ``--set`` may name; raises on an unknown method."""
     if method in CONTROLS:
         return {}
+    from ..foresight.named import INITS
     from ..methods import REGISTRY, find
 
     if method not in REGISTRY:
-        raise ConfigError(f"unknown method {method!r}{did_you_mean(method, [*CONTROLS, *REGISTRY])}")
+        if method in INITS:
+            raise ConfigError(f"{method!r} is a first support, no method; the method static keeps it: --method static")
+        known = [*CONTROLS, *REGISTRY]
+        same = method.lower().replace("_", "-")
+        hint = f"; did you mean {same!r}?" if same in known else did_you_mean(method, known)
+        raise ConfigError(f"unknown method {method!r}{hint}")
     return parameters(find(method).build, skip=("density", *DATA))
 
 

@@ -103,8 +103,10 @@ def resolve(config: RunConfig, dataset: Dataset) -> ResolvedConfig:
 
 def default_folder(config: RunConfig) -> Path:
     """Where a run goes that names no folder."""
-    density = "" if config.density is None else f"-{config.density:g}"
-    return Path("runs") / f"{config.data}-{config.model}-{config.method}{density}-{config.seed}"
+    density = None if config.density is None else f"{config.density:g}"
+    scored = None if config.mask_data is None else f"on-{config.mask_data}"
+    told = (config.data, config.model, config.method, density, config.control, config.kept_weights, scored, config.seed)
+    return Path("runs") / "-".join(str(part) for part in told if part is not None)
 
 
 def _derived(config: RunConfig, recipe: Recipe, dataset: Dataset) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def write_run_report(
     table: Coverage,
     data_source: str,
     weights: Sequence[WeightTopology] = (),
-    first: Sequence[tuple[str, int, int, int]] = (),
+    first: Sequence[tuple[str, int, int, int | None]] = (),
 ) -> None:
     """Write curves.png (if matplotlib is installed) and report.html of one run.
 
@@ -60,9 +60,9 @@ def write_run_report(
     if figure is not None:
         write_atomically(folder.path / "curves.png", figure)
     value, asked = result.metric["value"], result.density["asked"]
-    title = f"{result.method} on {result.data} / {result.model}"
+    title = f"{result.title} on {result.data} / {result.model}"
     lead = f"test {result.metric['name']} {value:.4g} at density {result.density['achieved']:.4g} (asked {asked:g})"
-    flat = _flatten({key: item for key, item in result.to_dict().items() if key != "config"})
+    flat = _flatten({key: item for key, item in result.to_dict().items() if key != "config" and item not in (None, [])})
     sections = [
         _section("Result", _table(("", ""), flat)),
         _section("Curves", _image(figure)),

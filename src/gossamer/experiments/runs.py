@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Result:
     metric: {"name", "value", "higher_is_better", "split"}, measured once on the split ("test"; "valid" for a run that
     must not see the test split) after the last step.
     final_loss: mean training loss since the row before the last of metrics.jsonl. seconds: of training.
+    first_support: {"kept", "on_paths", "empty"}: entries, those on a path from input to output (None if that cannot be
+    told), names of empty weights; None unless the run had to find it. notes: warnings given while the run was made.
     """
 
     task: str
@@ -44,6 +46,15 @@ class Result:
     seconds: float
     checkpoint_bytes: int
     config: Mapping[str, Any]
+    first_support: Mapping[str, Any] | None = None
+    notes: Sequence[str] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """The method, and what was done to its first support."""
+        words = {"control": "", "kept_weights": "kept weights ", "mask_data": "scored on "}
+        done = [f"{word}{self.config[key]}" for key, word in words.items() if self.config.get(key)]
+        return f"{self.method} ({', '.join(done)})" if done else self.method
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Result:

@@ -83,6 +83,9 @@ def named_method(config: RunConfig) -> Method | Learned | Tickets | None:
     first_support.check(config, method)
     typed_options(config.model_options, models.model_options(config.model), f"model {config.model}")
     typed_options(config.data_options, data.data_options(config.data), f"data set {config.data}")
+    if config.mask_data is not None:
+        known = data.data_options(config.mask_data)
+        typed_options(config.mask_data_options, known, f"data set {config.mask_data}")
     return method
 
 

@@ -22,6 +22,7 @@ from ..errors import ConfigError, DivergedError
 from ..tickets import Tickets
 from . import first_support
 from .config import RunConfig
+from .first_support import First
 from .report import write_run_report
 from .runs import Result, RunFolder
 from .setup import Parts, Plan, autocast, build_parts, make_plan, pinned
@@ -76,6 +77,7 @@ def train(
         ConfigError: something cannot work; raised before any training and before anything is written.
         DivergedError: the loss or a weight is not finite; the last good checkpoint is kept.
         Interrupted: Ctrl-C, after a checkpoint was written.
+        KeyboardInterrupt: Ctrl-C while the run was made, its weights scored for instance; nothing is written.
     """
     plan = make_plan(config)
     cfg, folder = plan.config, RunFolder(Path(plan.config.out))
@@ -87,17 +89,21 @@ def train(
     if folder.finished:
         return _finished(folder, "test" if test else "valid")
     with pinned(cfg), _StopRequest() as stop:
-        parts = build_parts(plan)
+        notes = list[str]()
+        with first_support.noting(notes):
+            parts = build_parts(plan)
+        stop.at_once = False
         folder.create(cfg)
         with folder.locked():
             folder.check(cfg, resume=True)  # another process may have come first
             if isinstance(plan.method, Tickets):
                 plan = search(plan, parts, folder, partial(_run, stop=stop), progress)
                 parts = build_parts(plan)
+            first = First(notes=notes)
             if parts.sparsifier:
-                first_support.keep(cfg, plan.method, parts.sparsifier.supports)
+                first = first_support.keep(cfg, plan.method, parts.sparsifier.supports, notes)
             rows = _run(plan, parts, folder, progress, stop)
-            return _finish(plan, parts, folder, rows, test)
+            return _finish(plan, parts, folder, rows, first, test)
 
 
 def _finished(folder: RunFolder, split: str) -> Result:
@@ -184,7 +190,9 @@ def _row(plan: Plan, parts: Parts, step: int, seconds: float) -> dict[str, Any]:
     return row
 
 
-def _finish(plan: Plan, parts: Parts, folder: RunFolder, rows: list[dict[str, Any]], test: bool) -> Result:
+def _finish(
+    plan: Plan, parts: Parts, folder: RunFolder, rows: list[dict[str, Any]], first: First, test: bool
+) -> Result:
     """Measure on the test split if asked, and write model, result and (with a test) report."""
     cfg, task, table = plan.config, plan.task, parts.coverage()
     about = {"data": cfg.data, "name": cfg.model, "method": cfg.method, "density": cfg.density, "seed": cfg.seed}
@@ -192,6 +200,7 @@ def _finish(plan: Plan, parts: Parts, folder: RunFolder, rows: list[dict[str, An
     value = rows[-1]["valid_metric"]
     if test:
         value = task.value(evaluate(parts.model, *plan.dataset.test.whole(), autocast=partial(autocast, cfg)))
+    described = first_support.described(first, plan.dataset, parts.model)
     result = Result(
         task=task.name,
         data=cfg.data,
@@ -215,12 +224,13 @@ def _finish(plan: Plan, parts: Parts, folder: RunFolder, rows: list[dict[str, An
         seconds=rows[-1]["seconds"],
         checkpoint_bytes=folder.model_file.stat().st_size,
         config=cfg.to_dict() | ({"small": parts.small} if parts.small else {}),
+        first_support=first_support.figures(described),
+        notes=list(first.notes),
     )
     if test:
         source = f"{plan.dataset.source}; sha256 {plan.dataset.digest}..."
         watched = parts.exploration.by_weight() if parts.exploration else ()
-        first = first_support.described(cfg, plan.dataset, parts.model)
-        write_run_report(folder, result, table, source, watched, first)
+        write_run_report(folder, result, table, source, watched, described)
     folder.write_result(result)
     return result
 
@@ -246,10 +256,14 @@ class _Clock:
 
 
 class _StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop after the current step; the second one kills."""
+    """Turns the first Ctrl-C or SIGTERM into a request to stop after the current step; the second one kills.
+
+    at_once: interrupt instead, because there are no steps yet.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self.at_once = True
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -261,6 +275,8 @@ class _StopRequest:
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         self._restore()
+        if self.at_once:
+            raise KeyboardInterrupt("stopped before training, nothing was written")
 
     def _restore(self) -> None:
         while self._previous:

@@ -11,6 +11,7 @@ import math
 import sys
 import types
 import typing
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, signature
@@ -49,7 +50,8 @@ def parse(value: object, kind: Any, name: str) -> Any:
     head = value.partition(":")[0].lower() if isinstance(value, str) and (":" in value or only_parts) else ""
     if head and parts and head not in parts:
         raise ConfigError(f"{name} = {value!r}: unknown {head!r}{did_you_mean(head, parts)}")
-    expected = " or ".join(dict.fromkeys(_describe(member) for member in members))
+    described = dict.fromkeys(_describe(member) for member in members if not (parts and _no_text(member)))
+    expected = " or ".join(described)
     raise ConfigError(f"{name} = {value!r}: expected {expected}")
 
 
@@ -179,13 +181,18 @@ def _part(value: object, text: str | None, kind: type, name: str) -> Any:
     by_place = [item for item in given if "=" not in item]
     if len(by_place) > len(fields):
         raise ConfigError(f"{name} = {value!r}: {head} takes {len(fields)} arguments at most")
-    texts = dict(zip(fields, by_place, strict=False)) | {key.strip(): item for key, _, item in named}
+    pairs = [*zip(fields, by_place, strict=False), *((key.strip(), item) for key, _, item in named)]
+    texts = dict(pairs)
+    twice = [field for field, count in Counter(field for field, _ in pairs).items() if count > 1]
+    if twice:
+        raise ConfigError(f"{name} = {value!r}: {head} is given {twice[0]!r} twice")
     needed = [field for field, (_, default) in fields.items() if default is Parameter.empty]
     if not set(needed) <= texts.keys():
         raise ConfigError(f"{name} = {value!r}: {head} needs {', '.join(needed)}; write {head}:{','.join(needed)}")
     for field in texts:
         if field not in fields:
-            raise ConfigError(f"{name} = {value!r}: {head} has no argument {field!r}{did_you_mean(field, fields)}")
+            hint = did_you_mean(field, fields) if fields else "; it takes none"
+            raise ConfigError(f"{name} = {value!r}: {head} has no argument {field!r}{hint}")
     return choice(**{field: parse(item, fields[field][0], f"{name}.{field}") for field, item in texts.items()})
 
 
@@ -214,6 +221,11 @@ def _part_choices(kind: type) -> dict[str, Callable[..., Any]]:
         if dataclasses.is_dataclass(item) and isinstance(item, type) and not item.__name__.startswith("_")
         if wanted <= {name for base in item.__mro__ for name in vars(base)}
     }
+
+
+def _no_text(kind: Any) -> bool:
+    """Whether `kind` is a dataclass that only Python can make: its name means nothing in a config."""
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind) and not _part_choices(kind)
 
 
 def _spell_part(value: Any) -> str:

@@ -12,7 +12,7 @@ from ..targets import canonical
 from ..topology import Support
 from ..topology.selection import count_true
 from .examples import Ones, as_ones
-from .probe import Probe, gradients
+from .probe import Probe
 
 
 def connected(probe: Probe) -> bool:
@@ -34,10 +34,21 @@ def effective_counts(model: nn.Module, supports: Mapping[str, Support], inputs: 
     >>> effective_counts(model, {"0.weight": first, "1.weight": second}, (2,))
     {'0.weight': 2, '1.weight': 1}
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model is {type(model).__name__}, no torch.nn.Module")
+    if inputs is None:
+        raise ConfigError("inputs is None: expected the shape of one example, e.g. (3, 32, 32)")
+    if not isinstance(supports, Mapping) or not supports:
+        raise ConfigError("supports are empty or no mapping; expected supports by weight name, as find() returns them")
     named = {canonical(name): parameter for name, parameter in model.named_parameters()}
-    missing = [name for name in supports if name not in named]
-    if missing:
-        raise ConfigError(f"the model has no parameter {missing[0]}; supports are by weight name")
+    for name, support in supports.items():
+        if name not in named:
+            raise ConfigError(f"the model has no parameter {name}; supports are by weight name")
+        if not isinstance(support, Support):
+            raise ConfigError(f"{name} is {type(support).__name__}, no Support; use Support.from_mask(mask)")
+        if support.shape != named[name].shape:
+            shapes = f"{tuple(support.shape)}, the weight {tuple(named[name].shape)}"
+            raise ConfigError(f"the support of {name} has shape {shapes}: it belongs to another model")
     probe = Probe(model, {name: named[name] for name in supports}, ones=as_ones(inputs))
     probe.masks = {name: support.mask.to(probe.device) for name, support in supports.items()}
     return {name: count_true(flow > 0) for name, flow in _path_flow(probe).items()}
@@ -55,18 +66,24 @@ def _path_flow(probe: Probe) -> dict[str, Tensor]:
         per_output = count_true(mask) / max(1, mask.shape[0])
         leaves[name] = (mask.double() / (per_output or 1.0)).requires_grad_()
     with torch.enable_grad():
-        flow = gradients(probe.flow(leaves), leaves)
-    return {name: torch.where(probe.masks[name], value, 0.0) for name, value in flow.items()}
+        return probe.flow_gradients(leaves)[1]
 
 
 def describe_collapse(what: str, empty: Sequence[str], masks: Mapping[str, Tensor], whole: bool | None) -> str:
     """One sentence on weights that are left empty. whole: whether paths lead around them, None if that is unknown."""
-    kept, total = sum(map(count_true, masks.values())), sum(mask.numel() for mask in masks.values())
+    if not empty:
+        return (
+            f"{what} at density {density_of(masks):.3g}: no path from input to output is left, though no layer is empty"
+        )
     names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
     verdict = {
         True: "shortcuts lead around them",
         False: "layer collapse: no path from input to output is left, nothing can train",
         None: "whether shortcuts lead around them is not known without inputs=, the shape of one example",
     }[whole]
-    left = f"leaves {names} without any weight" if empty else "leaves every layer some weights"
-    return f"{what} at density {kept / total:.3g} {left} ({verdict})"
+    return f"{what} at density {density_of(masks):.3g} leaves {names} without any weight ({verdict})"
+
+
+def density_of(masks: Mapping[str, Tensor]) -> float:
+    """Active entries of all."""
+    return sum(map(count_true, masks.values())) / sum(mask.numel() for mask in masks.values())

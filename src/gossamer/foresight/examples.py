@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, check_flag
 
 Forward = Callable[[Any, Any], tuple[Any, Any]]  # (model, batch) -> (output, target)
 Loss = Callable[[Any, Any], Tensor]
@@ -33,8 +33,30 @@ def pair(model: Callable[[Any], Any], batch: Any) -> tuple[Any, Any]:
 
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    """Mean cross-entropy of logits (n, classes) or (n, positions, classes), in nats."""
-    return F.cross_entropy(output.flatten(0, -2), target.flatten())
+    """Mean cross-entropy of logits (n, classes) or (n, positions, classes), in nats.
+
+    Raises:
+        ConfigError: outputs or targets are of another kind.
+    """
+    if not isinstance(output, Tensor):
+        raise ConfigError(
+            f"the output is {type(output).__name__}, no tensor of logits; give forward=lambda model, batch: (logits, "
+            "target), or loss="
+        )
+    if not isinstance(target, Tensor):
+        raise ConfigError(f"targets are {type(target).__name__}, no tensor of classes; give loss= or forward=")
+    try:
+        return F.cross_entropy(output.flatten(0, -2), target.flatten())
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ConfigError(
+            f"cross-entropy does not take logits of shape {tuple(output.shape)} with targets of shape "
+            f"{tuple(target.shape)}, {target.dtype} ({first_line(error)}); give classes as whole numbers, or loss="
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, for a message of one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,13 +119,21 @@ class Ones:
     """One example of all ones, which serves in the place of data.
 
     shape: of one example, without the batch dimension. tokens: whole numbers, for models that look them up.
+    passed: module types that return their input while the flow is measured, beside the norms and elementwise
+        activations of torch: norm classes of your own.
     """
 
     shape: tuple[int, ...]
     tokens: bool = False
+    passed: tuple[type[nn.Module], ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the shape."""
+        """Check the arguments."""
+        check_flag("tokens", self.tokens)
+        types = isinstance(self.passed, tuple | list)
+        if not (types and all(isinstance(kind, type) and issubclass(kind, nn.Module) for kind in self.passed)):
+            raise ConfigError(f"passed = {self.passed!r}: expected module types, e.g. (MyNorm,)")
+        object.__setattr__(self, "passed", tuple(self.passed))
         shape = (self.shape,) if isinstance(self.shape, int) else self.shape
         if not isinstance(shape, Iterable) or isinstance(shape, str):
             raise ConfigError(f"inputs = {self.shape!r}: expected the shape of one example, e.g. (3, 32, 32)")
@@ -129,5 +159,6 @@ def moved(batch: Any, place: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(batch, Mapping):
         return {key: moved(value, place) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
-        return type(batch)(moved(value, place) for value in batch) if type(batch) in (tuple, list) else batch
+        values = [moved(value, place) for value in batch]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
     return batch

@@ -90,7 +90,8 @@ class GradientFlow:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        if isinstance(self.temperature, bool) or not 0 < self.temperature < math.inf:
+        number = isinstance(self.temperature, int | float) and not isinstance(self.temperature, bool)
+        if not (number and 0 < self.temperature < math.inf):
             raise ConfigError(f"temperature = {self.temperature!r}: expected a finite number above 0, e.g. 200")
         check_choice("batch_norm", self.batch_norm, ("train", "eval"))
 
@@ -127,13 +128,13 @@ class SynapticFlow:
             name: torch.where(probe.masks[name], w.detach().double().abs(), 0.0).requires_grad_()
             for name, w in probe.weights.items()
         }
-        flow = probe.flow(leaves)
-        if not float(flow.detach()) and connected(probe):
+        flow, found = probe.flow_gradients(leaves)
+        if not flow and connected(probe):
             raise DivergedError(
                 "synflow: nothing flows through the network, though paths are left: all weights of a layer are zero, "
                 "or products along paths are below what float64 can hold; initialise with larger weights"
             )
-        return gradients(flow, leaves)
+        return found
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,11 @@ class Plain:
 
     score: Score
     data: ClassVar[Data] = None
+
+    def __post_init__(self) -> None:
+        """Check the score."""
+        if not isinstance(self.score, Score):
+            raise ConfigError(f"score is {self.score!r}: expected a Score such as scores.magnitude")
 
     @property
     def name(self) -> str:
@@ -164,8 +170,9 @@ def _mean(
     total = Tensors()
     for batch in batches:
         leaves = probe.leaves()
-        loss = probe.loss(batch, leaves, batch_norm=batch_norm, temperature=temperature)
-        for name, value in differentiate(leaves, loss).items():
+        with probe.loss(batch, leaves, batch_norm=batch_norm, temperature=temperature) as loss:
+            found = differentiate(leaves, loss)
+        for name, value in found.items():
             total[name] = total[name] + value.detach() if name in total else value.detach()
     means = {name: (value / len(batches)).contiguous() for name, value in total.items()}  # as collectives want them
     if distributed.active():

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules import activation
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 from .. import distributed
 from ..errors import AttachError, ConfigError
 from ..targets import canonical
-from .examples import Examples, Ones, moved, pair
+from .examples import Examples, Ones, first_line, moved, pair
+from .substitution import evaluating, make_linear, noting_graphs, substituted
 
 Tensors = dict[str, Tensor]
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
-_NOT_ELEMENTWISE = {"GLU", "MultiheadAttention", "Softmax", "Softmax2d", "Softmin", "LogSoftmax"}
-_ACTIVATIONS = tuple(getattr(activation, name) for name in activation.__all__ if name not in _NOT_ELEMENTWISE)
+# of the largest gradient of the flow: softmax attention of small width reaches 0.06, what must be refused 0.16 to 1
+_NEGATIVE = 0.1
+_NOTHING = 1e-9  # of R: rounding
 
 
 class Probe:
@@ -40,6 +38,7 @@ class Probe:
         ones: Ones | None = None,
         batches: int = 1,
     ):
+        refuse_lazy(model)
         self.model = _unwrapped(model)
         self.weights = dict(weights)
         self.masks: Tensors = {}
@@ -86,28 +85,36 @@ class Probe:
             self.ones = self.ones or _ones_like(self._examples, batch)
             yield batch
 
-    def loss(self, batch: Any, leaves: Tensors, *, batch_norm: str, temperature: float = 1.0) -> Tensor:
-        """The loss of a batch at given weights, with its graph. batch_norm: "train" or "eval".
+    @contextlib.contextmanager
+    def loss(self, batch: Any, leaves: Tensors, *, batch_norm: str, temperature: float = 1.0) -> Iterator[Tensor]:
+        """The loss of a batch at given weights, with its graph; to be differentiated inside the context.
 
-        temperature: what outputs are divided by. Dropout is off. Half precision is computed in float32.
+        batch_norm: "train" or "eval". temperature: what outputs are divided by. Dropout is off. Half precision is
+        computed in float32.
+
+        Raises:
+            ConfigError: the loss is no number, or a weight runs without autograd.
         """
         assert self._examples is not None
         examples, dtype = self._examples, _wide(*(leaf.dtype for leaf in leaves.values()))
-        batch = moved(batch, lambda t: _plain(t).to(self.device, dtype if t.is_floating_point() else t.dtype))
-        with _running(self.model, batch_norm == "train"):
-            substitute = _Substituted(self.model, {**self._rest(dtype), **self._named(leaves, dtype)})
-            output, target = examples.forward(substitute, batch)
-            if temperature != 1.0:
-                if not isinstance(output, Tensor):
+        # copies: a model may write to its input
+        batch = moved(batch, lambda t: t.to(self.device, dtype if t.is_floating_point() else t.dtype, copy=True))
+        mine = self._named(leaves, dtype)
+        with substituted(self.model, self._rest(dtype) | mine), evaluating(self.model, batch_norm == "train"):
+            with _all_in_the_graph(self.model, mine):
+                try:
+                    output, target = examples.forward(self.model, batch)
+                except ValueError as error:
+                    if "more than 1 value per channel" not in str(error):
+                        raise
                     raise ConfigError(
-                        f"the output is {type(output).__name__}, not logits that a temperature can divide; give "
-                        "forward=lambda model, batch: (logits, target)"
-                    )
-                output = output / temperature
-            loss = examples.loss(output, target)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise ConfigError("the loss of the examples must be one number, a mean over the batch")
-        return loss.reshape(())
+                        "batch norm cannot train on a batch of one value per channel; take larger batches of examples, "
+                        'or batch_norm="eval"'
+                    ) from error
+                loss = examples.loss(_cooled(output, temperature), target)
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                raise ConfigError("the loss of the examples must be one number, a mean over the batch")
+            yield loss.reshape(())
 
     def leaves(self) -> Tensors:
         """Fresh copies of the weights, zero off the masks, to differentiate with respect to; float32 at least."""
@@ -116,54 +123,92 @@ class Probe:
             for name, w in self.weights.items()
         }
 
-    def flow(self, leaves: Tensors) -> Tensor:
+    @contextlib.contextmanager
+    def flow(self, leaves: Tensors) -> Iterator[Tensor]:
         """R = 1^T f(1), where f is the model made linear and positive, at given weights; float64, with its graph.
 
-        Every other parameter and buffer is replaced by its absolute value, biases by zero; normalisation and
-        elementwise activations do nothing.
+        To be differentiated inside the context. Every other parameter and buffer is replaced by its absolute value,
+        biases by zero; normalisation and elementwise activations do nothing.
 
         Raises:
             ConfigError: the model does not take ones of that shape.
         """
         assert self.ones is not None
         rest = {name: _positive(name, value) for name, value in self._rest(torch.float64).items()}
-        with _running(self.model, False), _linear(self.model):
-            substitute = _Substituted(self.model, {**rest, **self._named(leaves, torch.float64)})
-            try:
-                output = substitute(self.ones.tensor(self.device))
-            except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                raise ConfigError(
-                    f"the model does not take one example of ones of shape {self.ones.shape}"
-                    f"{' as tokens' if self.ones.tokens else ''} ({str(error).splitlines()[0]}); pass its shape, "
-                    "without the batch, as inputs="
-                ) from error
-        if isinstance(output, tuple | list):
-            output = output[0]
-        output = getattr(output, "logits", output)
-        if not isinstance(output, Tensor):
-            raise ConfigError(f"the model returns {type(output).__name__}; its flow needs one tensor of outputs")
-        return output.sum()
+        mine = self._named(leaves, torch.float64)
+        with substituted(self.model, rest | mine), evaluating(self.model, False):
+            make_linear(self.model, self.ones.passed)
+            with _all_in_the_graph(self.model, mine):
+                try:
+                    output = self.model(self.ones.tensor(self.device))
+                except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                    raise ConfigError(
+                        f"the model does not take one example of ones of shape {self.ones.shape}"
+                        f"{' as tokens' if self.ones.tokens else ''} ({first_line(error)}); pass its shape, "
+                        "without the batch, as inputs="
+                    ) from error
+            if isinstance(output, tuple | list) and output:
+                output = output[0]
+            output = getattr(output, "logits", output)
+            if not isinstance(output, Tensor):
+                raise ConfigError(f"the model returns {type(output).__name__}; its flow needs one tensor of outputs")
+            yield output.sum()
+
+    def flow_gradients(self, leaves: Tensors) -> tuple[float, Tensors]:
+        """R, and dR/d leaf of every active weight; zero elsewhere.
+
+        Raises:
+            ConfigError: R is no flow: gradients are negative beyond what attention's softmax does, or next to nothing.
+        """
+        with self.flow(leaves) as flow:
+            found = gradients(flow, leaves)
+        found = {name: torch.where(self.masks[name], value, 0.0) for name, value in found.items()}
+        total = float(flow.detach())
+        lows = {name: float(value.min()) for name, value in found.items() if value.numel()}
+        largest = max((float(value.abs().max()) for value in found.values() if value.numel()), default=0.0)
+        worst = min(lows, key=lows.__getitem__, default="")
+        if worst and lows[worst] < -_NEGATIVE * largest:
+            raise ConfigError(
+                f"the flow through the network falls when weights of {worst} grow: a norm class of its own, a "
+                "functional norm, a softmax or a subtraction is not linear and positive; use modules of torch.nn, "
+                "leave it out of the model, or pass inputs=Ones(shape, passed=(MyNorm,))"
+            )
+        shares = [float((value * leaves[name].detach()).abs().sum()) for name, value in found.items()]
+        if 0 < max(shares, default=0.0) < _NOTHING * abs(total):
+            raise ConfigError(
+                "the flow R through the network does not depend on the weights: leave out a softmax at the end"
+            )
+        return total, found
 
     def _named(self, leaves: Tensors, dtype: torch.dtype) -> Tensors:
         return {self._own[name]: value.to(dtype) for name, value in leaves.items()}
 
     def _rest(self, dtype: torch.dtype) -> Tensors:
-        """Every other parameter and buffer, detached; buffers as copies, since a forward pass may write to them."""
-        found = {n: v.detach() if isinstance(v, nn.Parameter) else v.detach().clone() for n, v in self._others.items()}
-        return {n: value.to(dtype) if value.is_floating_point() else value for n, value in found.items()}
+        """Every other parameter and buffer, as copies, since a forward pass may write to them."""
+        return {
+            name: value.detach().to(dtype if value.is_floating_point() else value.dtype, copy=True)
+            for name, value in self._others.items()
+        }
 
 
-class _Substituted:
-    """Calls a model with other parameters and buffers; what else is asked of it is the model's own."""
-
-    def __init__(self, model: nn.Module, tensors: Tensors):
-        self._model, self._tensors = model, tensors
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return functional_call(self._model, self._tensors, args, kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
+@contextlib.contextmanager
+def _all_in_the_graph(model: nn.Module, mine: Tensors) -> Iterator[None]:
+    """Refuse a forward pass in which a module with one of these tensors runs without autograd: it would score zero."""
+    names = {id(tensor): name for name, tensor in mine.items()}
+    owners = {
+        module: names[id(tensor)]
+        for module in model.modules()
+        for tensor in module._parameters.values()
+        if id(tensor) in names
+    }
+    with noting_graphs(owners) as ran:
+        yield
+    for module, graph in ran.items():
+        if not graph:
+            raise ConfigError(
+                f"{owners[module]} runs without gradients, so it cannot be scored: if it is checkpointed, use "
+                "use_reentrant=False; else leave out torch.no_grad(), or the weight by targets="
+            )
 
 
 def gradients(scalar: Tensor, leaves: Tensors, *, create_graph: bool = False) -> Tensors:
@@ -172,9 +217,11 @@ def gradients(scalar: Tensor, leaves: Tensors, *, create_graph: bool = False) ->
     Raises:
         ConfigError: it depends on none of them.
     """
-    if not scalar.requires_grad:
+    found: tuple[Tensor | None, ...] = ()
+    if scalar.requires_grad:
+        found = torch.autograd.grad(scalar, list(leaves.values()), create_graph=create_graph, allow_unused=True)
+    if all(grad is None for grad in found):
         raise ConfigError("the objective does not depend on any weight that is to be sparse: check forward and loss")
-    found = torch.autograd.grad(scalar, list(leaves.values()), create_graph=create_graph, allow_unused=True)
     return {
         name: torch.zeros_like(leaf) if grad is None else grad
         for (name, leaf), grad in zip(leaves.items(), found, strict=True)
@@ -205,9 +252,23 @@ def _wide(*dtypes: torch.dtype) -> torch.dtype:
     return functools.reduce(torch.promote_types, dtypes, torch.float32)
 
 
-def _plain(value: Tensor) -> Tensor:
-    """A tensor that autograd can save: one that was made in inference mode is copied."""
-    return value.clone() if value.is_inference() else value
+def _cooled(output: Any, temperature: float) -> Any:
+    """Logits divided by a temperature."""
+    if temperature == 1.0:
+        return output
+    if not isinstance(output, Tensor):
+        raise ConfigError(
+            f"the output is {type(output).__name__}, not logits that a temperature can divide; give "
+            "forward=lambda model, batch: (logits, target)"
+        )
+    return output / temperature
+
+
+def refuse_lazy(model: nn.Module) -> None:
+    """Raise ConfigError if the model has weights whose shapes are not known yet."""
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(tensor):
+            raise ConfigError(f"{name} is lazy and has no values to score yet; run the model on one batch first")
 
 
 def _positive(name: str, value: Tensor) -> Tensor:
@@ -217,45 +278,3 @@ def _positive(name: str, value: Tensor) -> Tensor:
     if "bias" in name.rsplit(".", 1)[-1]:
         return torch.zeros_like(value)
     return torch.where(value.isneginf(), value, value.abs())
-
-
-@contextlib.contextmanager
-def _running(model: nn.Module, train_norm: bool) -> Iterator[None]:
-    """Evaluation mode, but for batch norm where asked, and only what can be differentiated twice; all is put back."""
-    before = {module: module.training for module in model.modules()}
-    recurrent = [module for module in before if isinstance(module, nn.RNNBase)]
-    for module in before:
-        module.training = train_norm and isinstance(module, _NormBase)
-    try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if recurrent:
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            if "torch._dynamo" in sys.modules:  # else nothing is compiled, and it takes seconds to import
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-            yield
-    finally:
-        for module, training in before.items():
-            module.training = training
-        for module in recurrent:  # it keeps a list of the weights that it last ran with
-            module._init_flat_weights()
-
-
-@contextlib.contextmanager
-def _linear(model: nn.Module) -> Iterator[None]:
-    """Normalisation and elementwise activations return their input; also those that would write to it."""
-    passed = [module for module in model.modules() if isinstance(module, (*_NORMS, *_ACTIVATIONS))]
-    own = {module: vars(module)["forward"] for module in passed if "forward" in vars(module)}
-    for module in passed:
-        vars(module)["forward"] = _same
-    try:
-        yield
-    finally:
-        for module in passed:
-            del vars(module)["forward"]
-        for module, forward in own.items():
-            vars(module)["forward"] = forward
-
-
-def _same(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return input

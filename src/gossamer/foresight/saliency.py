@@ -47,6 +47,13 @@ class Saliency:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
+        whole = all(hasattr(self.objective, name) for name in ("name", "data", "score", "gradient"))
+        if not whole or isinstance(self.objective, type):
+            raise ConfigError(f"objective is {self.objective!r}: expected an objective such as Sensitivity()")
+        for name, kind in (("examples", Examples), ("ones", Ones), ("label", str)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise ConfigError(f"{name} is {type(value).__name__}: expected {kind.__name__}, or None")
         for name, what in (("rounds", "scorings"), ("batches", "batches of examples per gradient")):
             value = getattr(self, name)
             if type(value) is not int or value < 1:

@@ -13,7 +13,7 @@ from pathlib import Path
 from ...errors import DivergedError, GossamerError
 from ..locks import locked
 from ..runs import Result
-from ..train import Interrupted, Update, train
+from ..train import Update, train
 from .agenda import Failure, Job
 
 LOCK = "workers.lock"  # shared by the workers of a study while they live
@@ -42,7 +42,7 @@ def work(pipe: Connection, out: Path) -> None:
         while (job := parent.receive()) is not None:
             try:
                 outcome = attempt(job, parent.note)
-            except Interrupted:
+            except KeyboardInterrupt:
                 return
             except Exception as error:
                 outcome = Failure(f"{type(error).__name__}: {error}; see {out / ERRORS}")

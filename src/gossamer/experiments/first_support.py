@@ -133,11 +133,10 @@ def prepare(
             found = sanity.shuffle(found, config.seed, method.structure)
     if config.control == "reinit":
         model = redrawn()
-    if RunFolder(Path(config.out)).training_file.exists():
-        pass  # the weights come from there
-    elif config.kept_weights == "isometry":
+    begun = RunFolder(Path(config.out)).training_file.exists()  # then the weights come from there
+    if config.kept_weights == "isometry" and not begun:
         approximate_isometry(model, found)
-    elif config.kept_weights == "fan-in":
+    elif config.kept_weights == "fan-in" and not begun:
         rescale_fan_in(model, found)
     return model, dataclasses.replace(method, init=Given(found))
 
@@ -162,7 +161,7 @@ def _read(path: Path, config: ResolvedConfig) -> First:
         contents = checkpoint.load(path)
         if contents.kind != "first-support":
             raise CheckpointError(f"{path} is a {contents.kind} file, not the first support of a run")
-        if contents.metadata.get("made_from", _made_from(config)) != _made_from(config):
+        if contents.metadata.get("made_from") != _made_from(config):
             raise CheckpointError(f"{path} is of a run with another config")
         with sensible(path):
             return First(unpack_supports(contents.state), [str(note) for note in contents.metadata.get("notes", [])])

@@ -30,8 +30,8 @@ def rebalance(
     Every ΔT steps, instead of an optimizer step: layer l, with n_l active weights and b_l = ||W_l||^2 / outputs before
     anything is dropped, drops the floor(phi n_l) smallest |w|. A layer left with fewer than max(inputs, outputs) first
     regrows up to that; of all else that was dropped it grows the share max(0, -log(b_l / target)) over the sum of
-    these, always where |g| is largest. b_l is what a layer multiplies the mean square of a white gradient by. If no
-    layer is below the target each regrows what it dropped: RigL.
+    these, always where |g| is largest. b_l is what a layer multiplies the expected squared norm of a white gradient by.
+    If no layer is below the target each regrows what it dropped: RigL.
 
     fraction, every, stop, allocation: as in `rigl`. target: the gain b that a layer should have; 2 for ReLU nets
         without normalisation, 1 with.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -186,7 +187,8 @@ class _Checker:
             return
         check_device(config.device)
         plan = make_plan(replace(config, device="cpu"), dataset)
-        with pinned(plan.config):
+        with pinned(plan.config), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # each run tells its own, and keeps them in its result
             build_parts(plan)
         self._built.add(name)
 

@@ -76,6 +76,12 @@ def check_flag(name: str, value: object) -> None:
         raise ConfigError(f"{name}={value!r}: expected True or False")
 
 
+def check_seed(seed: object) -> None:
+    """Raise ConfigError unless ``seed`` is an int; True and 1.0 would draw other numbers than 1."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ConfigError(f"seed={seed!r}: expected an int, the same on every rank")
+
+
 def check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise ConfigError unless ``value`` is one of ``choices``."""
     if value not in choices:

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from . import optimizer_state
 from .coverage import Coverage, coverage
 from .cutting import check_counts, cut, static_on
-from .errors import AttachError, ConfigError
+from .errors import AttachError, ConfigError, check_seed
 from .gated import GatedWeight, hide_from_ddp, refuse_gate, refuse_wrapped
 from .hooks import StepHooks
 from .learned_state import LEARNED_VERSION, check_learned_state
@@ -54,8 +54,7 @@ class LearnedSparsifier:
                 f"method is {method!r}; expected a learned method such as gossamer.methods.cs(density=0.1)"
             )
         refuse_wrapped(model)
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise ConfigError(f"seed={seed!r}: expected an int, the same on every rank")
+        check_seed(seed)
         self.method, self.seed, self.total_steps = method.resolve(total_steps), seed, total_steps
         self._model, self._targets = model, targets
         self._candidates = choose(model, targets)

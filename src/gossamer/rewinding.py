@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import distributed
-from .errors import AttachError, ConfigError, DivergedError
+from .errors import AttachError, ConfigError, DivergedError, check_seed
 from .masking import keep_on
 from .targets import canonical, choose
 from .topology import Entries, Select, Support, Unstructured
@@ -29,8 +29,7 @@ def check_search(model: nn.Module, train: object, total_steps: int, seed: int) -
         raise ConfigError(f"train is {train!r}; a search needs a function train(model, attach, start, stop)")
     if type(total_steps) is not int or total_steps < 1:
         raise ConfigError(f"total_steps={total_steps!r}: expected the number of optimizer steps, >= 1")
-    if type(seed) is not int:
-        raise ConfigError(f"seed={seed!r}: expected an int, the same on every rank")
+    check_seed(seed)
 
 
 def path_of(folder: object) -> Path | None:

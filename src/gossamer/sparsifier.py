@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import distributed, optimizer_state, rewiring
 from .coverage import Coverage, coverage
-from .errors import AttachError, ConfigError
+from .errors import AttachError, ConfigError, check_seed
 from .hooks import StepHooks
 from .method import Live, Method
 from .seeding import generator_for
@@ -48,8 +48,7 @@ class Sparsifier:
         if not isinstance(method, Method):
             raise ConfigError(f"method is {method!r}; expected a Method such as gossamer.methods.rigl(density=0.1)")
         distributed.refuse(model)
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise ConfigError(f"seed={seed!r}: expected an int, the same on every rank")
+        check_seed(seed)
         self.method, self.seed, self.step = method.resolve(total_steps), seed, 0
         self.total_steps = total_steps
         self._candidates = choose(model, targets)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .. import distributed, rewiring
-from ..errors import ConfigError
+from ..errors import ConfigError, check_seed
 from ..foresight import Saliency
 from ..foresight.search import shuffled
 from ..gated import Gating
@@ -44,7 +44,7 @@ def first_supports(
     """
     _check_model(model)
     _check_method(method)
-    _check_seed(seed)
+    check_seed(seed)
     resolved = method.resolve(total_steps)
     if resolved.starts_dense:
         raise ConfigError(f"method {method.name!r} starts dense, so it has no first support to check")
@@ -82,7 +82,7 @@ def shuffle(
         )
     if not callable(getattr(structure, "select", None)):
         raise ConfigError(f"structure={structure!r}: expected that of the method, such as Unstructured() or FanIn()")
-    _check_seed(seed)
+    check_seed(seed)
     masks = shuffled({name: support.mask for name, support in supports.items()}, structure, seed)
     return {name: Support.from_mask(mask) for name, mask in masks.items()}
 
@@ -121,7 +121,7 @@ def redraw(model: nn.Module, seed: int, init: Callable[[nn.Module], object] | No
             `init`; nothing is changed.
     """
     _check_model(model)
-    _check_seed(seed)
+    check_seed(seed)
     if init is not None and not callable(init):
         raise ConfigError(f"init={init!r}: expected a function that initialises the model given to it")
     held = [canonical(name) for name, parameter in model.named_parameters() if parameter in owned]
@@ -192,11 +192,6 @@ def _check_method(method: object) -> None:
         )
     if not isinstance(method, Method):
         raise ConfigError(f"method is {_short(method)}; expected a Method such as methods.static(0.1, init=saliency)")
-
-
-def _check_seed(seed: object) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ConfigError(f"seed={seed!r}: expected a whole number")
 
 
 def _short(value: object) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed
-from ..errors import ConfigError, DivergedError
+from ..errors import ConfigError, DivergedError, check_seed
 from ..seeding import generator_for, own_random_state
 from ..targets import choose
 from ..topology import (
@@ -266,8 +266,7 @@ def find(
         raise ConfigError(f"model is {type(model).__name__}, no torch.nn.Module")
     if not isinstance(saliency, Saliency):
         raise ConfigError(f"saliency is {saliency!r}: expected a Saliency, e.g. foresight.synflow(inputs=(3, 32, 32))")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ConfigError(f"seed={seed!r}: expected an int, the same on every rank")
+    check_seed(seed)
     refuse_lazy(model)
     shared_out = resolve_allocation(allocation)
     weights = {row.name: row.parameter for row in choose(model, targets) if row.sparse}

@@ -6,7 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import analysis, foresight, lottery, methods, topology
+    from . import analysis, foresight, lottery, methods, nn, topology
+    from .conversion import convert
     from .coverage import Coverage
     from .entry import sparsify
     from .errors import GossamerError
@@ -34,9 +35,11 @@ _HOME = {
     "Support": "topology",
     "Zero": "method",
     "analysis": "",
+    "convert": "conversion",
     "foresight": "",
     "lottery": "",
     "methods": "",
+    "nn": "",
     "sparsify": "entry",
     "topology": "",
 }
@@ -57,9 +60,11 @@ __all__ = [
     "Zero",
     "__version__",
     "analysis",
+    "convert",
     "foresight",
     "lottery",
     "methods",
+    "nn",
     "sparsify",
     "topology",
 ]

@@ -1,30 +1,29 @@
-"""Nested state to flat tensors and JSON, and sparse tensors to values and a shared support. No files here."""
+"""Nested state to flat tensors and JSON, and back. No files here."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._safetensors import DTYPES, raw
+from ._safetensors import DTYPES
+from ._sparse_values import SparseValues
 from .errors import CheckpointError
 
 Json = Any
-_INT32_MAX = 2**31 - 1
 
 
-def pack(tree: Any) -> tuple[dict[str, Tensor], Json]:
+def pack(tree: Any) -> tuple[dict[str, Tensor | SparseValues], Json]:
     """Split nested state into tensors, named by their path ("model/fc.weight"), and a JSON skeleton.
 
     The tree may hold dicts (str and int keys, order kept), lists, tuples, Counters, str, int, float (inf and nan
-    too), bool, None and plain tensors. Dict subclasses come back as dict; one tensor met twice is held once.
+    too), bool, None, plain tensors and `SparseValues`. Dict subclasses come back as dict; one tensor met twice is
+    held once.
 
     Raises:
         CheckpointError: anything else; the message names the path.
@@ -40,7 +39,7 @@ def pack(tree: Any) -> tuple[dict[str, Tensor], Json]:
     return packer.tensors, skeleton
 
 
-def unpack(tensors: Mapping[str, Tensor], skeleton: Json) -> Any:
+def unpack(tensors: Mapping[str, Any], skeleton: Json) -> Any:
     """Undo `pack`.
 
     >>> unpack(*pack({1: (2.5, None)}))
@@ -66,19 +65,37 @@ def unpack(tensors: Mapping[str, Tensor], skeleton: Json) -> Any:
     raise CheckpointError(f"the file holds an unknown kind of value, {kind!r}: a newer gossamer wrote it")
 
 
-def _leaves(skeleton: Json) -> Iterator[str]:
+def leaves(skeleton: Json) -> Iterator[str]:
     """Names of the tensors in a skeleton, in order, repeated as they are."""
     if isinstance(skeleton, list):
         for item in skeleton:
-            yield from _leaves(item)
+            yield from leaves(item)
     elif isinstance(skeleton, dict):
         for key, value in skeleton.items():
-            yield from [value] if key == "$tensor" else _leaves(value)
+            yield from [value] if key == "$tensor" else leaves(value)
+
+
+def densified(tree: Any) -> Any:
+    """Return what `unpack` made with every sparse tensor dense; one that is in two places stays one."""
+    made: dict[int, Tensor] = {}
+
+    def visit(node: Any) -> Any:
+        if isinstance(node, SparseValues):
+            if id(node) not in made:
+                made[id(node)] = node.dense()
+            return made[id(node)]
+        if isinstance(node, list | tuple):
+            return type(node)(visit(item) for item in node)
+        if isinstance(node, dict):
+            return type(node)({key: visit(value) for key, value in node.items()})
+        return node
+
+    return visit(tree)
 
 
 class _Packer:
     def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor | SparseValues] = {}
         self._seen: dict[tuple[Any, ...], str] = {}
 
     def encode(self, node: Any, path: tuple[Any, ...]) -> Json:
@@ -94,6 +111,9 @@ class _Packer:
             return self._encode_dict(node, path)
         if type(node) in (Tensor, nn.Parameter):
             return {"$tensor": self._add(node.detach(), path)}
+        if isinstance(node, SparseValues):
+            _check_savable(node.values, path)
+            return {"$tensor": self._new(node, path, (id(node),))}
         raise CheckpointError(f"cannot save {_where(path)}, {_refusal(node)}")
 
     def _encode_dict(self, node: dict[Any, Any], path: tuple[Any, ...]) -> Json:
@@ -107,15 +127,17 @@ class _Packer:
         return dict(pairs) if plain else {"$dict": pairs}
 
     def _add(self, tensor: Tensor, path: tuple[Any, ...]) -> str:
-        problem = _unsavable(tensor)
-        if problem:
-            raise CheckpointError(f"cannot save {_where(path)}, {problem}")
+        _check_savable(tensor, path)
         same = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if tensor.numel() and same in self._seen:
+        return self._new(tensor, path, same if tensor.numel() else (id(tensor),))
+
+    def _new(self, leaf: Tensor | SparseValues, path: tuple[Any, ...], same: tuple[Any, ...]) -> str:
+        """Name of a leaf; one that has been met goes by its first name."""
+        if same in self._seen:
             return self._seen[same]
         text = "/".join(map(str, path)).encode("utf-8", "backslashreplace").decode() or "tensor"
         name = unused(text, self.tensors)
-        self.tensors[name] = tensor
+        self.tensors[name] = leaf
         self._seen[same] = name
         return name
 
@@ -143,158 +165,13 @@ def _refusal(node: Any) -> str:
     )
 
 
-def _unsavable(tensor: Tensor) -> str:
+def _check_savable(tensor: Tensor, path: tuple[Any, ...]) -> None:
     if tensor.layout != torch.strided:
-        return f"a tensor of layout {tensor.layout}: save .to_dense() or its parts"
-    if tensor.is_meta:
-        return "a tensor on the meta device: it has no values"
-    if tensor.dtype not in DTYPES:
-        return f"a tensor of {tensor.dtype}, which the file format does not know"
-    return ""
-
-
-def nonzero_bits(tensor: Tensor) -> Tensor:
-    """Mask of the entries that are not bitwise zero (-0.0 is not)."""
-    return (raw(tensor) != 0).view(tensor.shape)
-
-
-def compress(tensors: Mapping[str, Tensor], masks: Mapping[str, Any]) -> tuple[dict[str, Tensor], Json, Json]:
-    """Replace masked tensors by their values on a support, where that is lossless and smaller.
-
-    masks: tensor name -> mask of its shape: a boolean tensor, or an object with `.mask`. Names given the same object
-        share one stored support.
-
-    Returns the tensors to store; ``{name: {"shape", "values", "support"}}`` of the sparse ones; and
-    ``{support: {"stored": "bits" or "index", "tensor", "count"}}``.
-
-    Raises:
-        CheckpointError: a name is unknown, or a mask has another shape than its tensor.
-    """
-    stored, sparse, supports = dict(tensors), {}, {}
-    known = _Known({name: tensor for name, tensor in tensors.items() if name not in masks})
-    for given, names in _grouped(tensors, masks):
-        mask = _mask(given)
-        _check_shapes(tensors, names, mask)
-        lossless = [name for name in names if not bool((nonzero_bits(tensors[name]) & ~mask).any())]
-        chosen = _encoding(mask, known)
-        left_out = mask.numel() - chosen.count
-        if sum(left_out * tensors[name].element_size() for name in lossless) <= chosen.cost:
-            continue
-        support = lossless[0]
-        place = chosen.existing or unused(f"{support}::{chosen.kind}", stored)
-        stored.setdefault(place, chosen.tensor)
-        supports[support] = {"stored": chosen.kind, "tensor": place, "count": chosen.count}
-        for name in lossless:
-            del stored[name]
-            values = unused(f"{name}::values", stored)
-            stored[values] = raw(tensors[name])[mask.reshape(-1)].view(tensors[name].dtype)
-            sparse[name] = {"shape": list(mask.shape), "values": values, "support": support}
-    return stored, sparse, supports
-
-
-def _grouped(tensors: Mapping[str, Tensor], masks: Mapping[str, Any]) -> list[tuple[Any, list[str]]]:
-    groups: dict[int, tuple[Any, list[str]]] = {}
-    for name, given in masks.items():
-        if name not in tensors:
-            raise CheckpointError(f"a mask is given for {name}, but the state has no such tensor")
-        groups.setdefault(id(given), (given, []))[1].append(name)
-    return list(groups.values())
-
-
-def _check_shapes(tensors: Mapping[str, Tensor], names: list[str], mask: Tensor) -> None:
-    for name in names:
-        if tensors[name].shape != mask.shape:
-            raise CheckpointError(
-                f"the mask of {name} has shape {tuple(mask.shape)}, the tensor has {tuple(tensors[name].shape)}: "
-                "it belongs to another model"
-            )
-
-
-def expand(stored: Mapping[str, Tensor], sparse: Json, supports: Json) -> dict[str, Tensor]:
-    """Undo `compress`; `stored` may keep the supports' own tensors.
-
-    Raises:
-        CheckpointError: values and support do not fit each other.
-    """
-    out = dict(stored)
-    for name, entry in sparse.items():
-        shape, values, support = entry["shape"], out.pop(entry["values"]), supports[entry["support"]]
-        index = _positions(support["stored"], stored[support["tensor"]], math.prod(shape))
-        if index is None or len(index) != len(values):
-            raise CheckpointError(f"the stored mask of {name} does not fit its {len(values)} values and shape {shape}")
-        dense = torch.zeros(math.prod(shape), dtype=values.dtype)
-        raw(dense)[index] = raw(values)
-        out[name] = dense.view(shape)
-    return out
-
-
-def listed(info: Mapping[str, Any], layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> list[dict[str, Any]]:
-    """One row for each tensor of the tree, as `describe` returns them; layout: shape and type of each entry."""
-    rows, names = [], dict.fromkeys(_leaves(info["tree"]))
-    counted = set(names)  # a support that is itself a tensor of the tree has its own row
-    for name in names:
-        entry = info["sparse"].get(name)
-        held, dtype = layout[entry["values"] if entry else name]
-        shape, count, stored = tuple(entry["shape"]) if entry else held, math.prod(held), "dense"
-        size = count * dtype.itemsize
-        if entry:
-            support = info["supports"][entry["support"]]
-            place, stored = support["tensor"], support["stored"]
-            if place not in counted:
-                counted.add(place)
-                size += math.prod(layout[place][0]) * layout[place][1].itemsize
-        row = {"name": name, "shape": shape, "dtype": str(dtype).removeprefix("torch."), "stored": stored}
-        density = count / math.prod(shape) if math.prod(shape) else 1.0
-        rows.append(row | {"count": count, "density": density, "bytes": size})
-    return rows
-
-
-def _positions(kind: str, place: Tensor, numel: int) -> Tensor | None:
-    """Flat indices of a stored support, or None if it does not describe `numel` entries."""
-    if kind == "bits":
-        bits = np.unpackbits(place.numpy())
-        fits = len(bits) == -(-numel // 8) * 8 and not bits[numel:].any()
-        return torch.from_numpy(np.flatnonzero(bits)) if fits else None
-    index = place.long()
-    inside = not len(index) or 0 <= int(index[0]) <= int(index[-1]) < numel
-    return index if inside and bool((index.diff() > 0).all()) else None
-
-
-class _Encoding:
-    """One way to store a support; `existing` names an equal tensor of the tree, which costs nothing more."""
-
-    def __init__(self, kind: str, tensor: Tensor, count: int, existing: str | None) -> None:
-        self.kind, self.tensor, self.count, self.existing = kind, tensor, count, existing
-        self.cost = 0 if existing else tensor.nbytes
-
-
-def _encoding(mask: Tensor, known: _Known) -> _Encoding:
-    flat = mask.reshape(-1).numpy()
-    index = torch.from_numpy(np.flatnonzero(flat))
-    bits = torch.from_numpy(np.packbits(flat))
-    narrow = index if mask.numel() > _INT32_MAX else index.int()
-    ways = [("bits", bits), ("index", narrow), ("index", index)]
-    return min((_Encoding(k, t, len(index), known.find(t)) for k, t in ways), key=lambda way: way.cost)
-
-
-class _Known:
-    """Finds 1-D integer tensors of the tree by content: a controller's state often holds the supports already."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        kinds = (torch.uint8, torch.int32, torch.int64)
-        fitting = {n: t for n, t in tensors.items() if t.ndim == 1 and t.dtype in kinds}
-        self._names = {self._key(t): n for n, t in fitting.items()}
-
-    def find(self, tensor: Tensor) -> str | None:
-        return self._names.get(self._key(tensor)) if self._names else None
-
-    @staticmethod
-    def _key(tensor: Tensor) -> tuple[torch.dtype, bytes]:
-        return tensor.dtype, hashlib.blake2b(raw(tensor).numpy().data, digest_size=32).digest()
-
-
-def _mask(given: Any) -> Tensor:
-    mask = given if isinstance(given, Tensor) else getattr(given, "mask", None)
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise CheckpointError(f"a mask is {type(given).__name__}; expected a boolean tensor or a Support")
-    return mask.detach().cpu()
+        problem = f"of layout {tensor.layout}: save .to_dense() or its parts"
+    elif tensor.is_meta:
+        problem = "on the meta device: it has no values"
+    elif tensor.dtype not in DTYPES:
+        problem = f"of {tensor.dtype}, which the file format does not know"
+    else:
+        return
+    raise CheckpointError(f"cannot save {_where(path)}, a tensor {problem}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from ._bench_command import bench_command
 from ._catalogue import data_command, methods_command, models_command
 from ._terminal import AsJson, guarded, one_line_warnings, print_table, run_flags
 from .errors import ConfigError
@@ -246,6 +247,7 @@ def inspect_command(
     typer.echo("".join(f"{key}: {value}\n" for key, value in about["metadata"].items()), nl=False)
 
 
+app.command("bench", epilog="Example: gossamer bench --layer 4096x4096 --batch 128 --density 0.1")(bench_command)
 app.command("methods", epilog="Example: gossamer methods rigl")(methods_command)
 app.command("data", epilog="Example: gossamer train --data fashion-mnist --set data.pool=2 --model cnn")(data_command)
 app.command("models", epilog="Example: gossamer train --data digits --model mlp --set model.hidden=64,64")(

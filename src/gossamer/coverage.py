@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from .distributed import local
 from .sites import DenseSite
+from .sparse_site import SparseSite
 from .targets import Candidate
 
 
@@ -82,13 +83,13 @@ class Coverage:
         )
 
 
-def coverage(candidates: Sequence[Candidate], sites: Mapping[str, DenseSite]) -> Coverage:
+def coverage(candidates: Sequence[Candidate], sites: Mapping[str, DenseSite | SparseSite]) -> Coverage:
     """Build the table of all parameters from their classification and the sparse ones' sites."""
     rows = []
     for c in candidates:
-        site, numel = sites.get(c.name), math.prod(c.parameter.shape)
-        count = site.support().count if site else numel
+        site, numel = sites.get(c.name), math.prod(c.shape)
+        count = site.count if site else c.parameter.numel()
         held = local(c.parameter).nbytes + (site.bytes() if site else 0)
         density = count / numel if numel else 1.0
-        rows.append(Row(c.name, tuple(c.parameter.shape), numel, c.sparse, c.reason, count, density, held))
+        rows.append(Row(c.name, tuple(c.shape), numel, c.sparse, c.reason, count, density, held))
     return Coverage(tuple(rows))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from . import distributed
 from .errors import AttachError
+from .kernels.select import split
 from .masking import keep_on
+from .topology import Rule, Select, Structure, Unstructured, scores
 
 
 class Latent:
@@ -21,6 +25,7 @@ class Latent:
         self.values = self._weight.clone()
         self.handed_over = False
         self._view: Tensor | None = None
+        self._shown: Tensor | None = None  # the mask that `_view` was made with ahead of time
         self._version = -1  # of the parameter when the sparse view was last made
 
     @property
@@ -52,9 +57,10 @@ class Latent:
             if self.handed_over:
                 self.values = parameter.data
             view = self._view if self.handed_over and self._view is not None else parameter.data
-            keep_on(mask, self.values, out=view)
+            if self._shown is not mask:
+                keep_on(mask, self.values, out=view)
             parameter.data = view
-        self._view = None
+        self._view = self._shown = None
         self.handed_over = False
         self._version = parameter._version
 
@@ -70,3 +76,22 @@ class Latent:
                 "weights before sparsify(), or a run with sparsifier.load_state_dict(); restore() undoes the change"
             )
         self._version = self._parameter._version
+
+
+def choose_at_once(
+    rule: Rule, structure: Structure, latents: Sequence[Latent | None], active: Sequence[Tensor], count: int
+) -> list[Tensor] | None:
+    """The rule's new masks of a group, the sparse views made in the same native pass; None: let the rule decide.
+
+    It is for unstructured choice by magnitude. `show_sparse` with such a mask, before the weights change again, then
+    only swaps. None is also the answer while a weight is not handed over, where it stays in place, and as `split` says.
+    """
+    by_size = isinstance(rule, Select) and rule.score is scores.magnitude and isinstance(structure, Unstructured)
+    ready = [latent for latent in latents if latent is not None and latent._view is not None]
+    if not by_size or not ready or len(ready) < len(latents):
+        return None
+    views = [latent._view for latent in ready if latent._view is not None]
+    masks = split([latent._weight for latent in ready], active, views, count)
+    for latent, mask in zip(ready, masks or [], strict=False):
+        latent._shown = mask
+    return masks

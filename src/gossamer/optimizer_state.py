@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from torch.optim import (
 
 from .distributed import gather, local
 from .errors import AttachError
+from .sparse_layer import Moved
 
 # Slots that divide the update: a newborn entry starts from the mean of its active siblings.
 SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "sum"})
@@ -35,6 +37,7 @@ FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "grad_avg")
 
 # Entry by entry, weight 0 with gradient 0 and resting slots stays 0. Exact types: a subclass may do anything.
 _KEEP_ZEROS = frozenset({SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop, Rprop, ASGD})
+_OF_MATRICES = ("adafactor", "muon", "shampoo", "soap", "galore")  # not entry by entry: rows, columns, singular values
 
 
 def keeps_zeros(optimizer: Optimizer | None) -> bool:
@@ -129,6 +132,42 @@ def move_slots(optimizer: Optimizer, param: Tensor, old: Tensor, new: Tensor, ne
         if newborn == "neutral" and is_second_moment(name):
             alike = gather(slot, param)[gather(survived, param)]
             slot[born] = alike.mean() if alike.numel() else 0.0
+
+
+def relocate_slots(optimizer: Optimizer, param: Tensor, held: Mapping[str, Tensor], moves: Moved, newborn: str) -> None:
+    """As `move_slots`, for a vector of values in which survivors changed their place.
+
+    held: the slots before, see `slots`. At the same count they are changed in place, at another they are new tensors.
+    """
+    for name, slot in held.items():
+        moved = slot.new_full(param.shape, resting_value(name, optimizer, param))
+        moved[moves.new] = slot[moves.old]
+        if newborn == "neutral" and is_second_moment(name):
+            moved[moves.born] = slot[moves.old].mean() if len(moves.old) else 0.0
+        if slot.shape == moved.shape:
+            slot.copy_(moved)
+        else:
+            optimizer.state[param][name] = moved
+
+
+def check_vector(optimizer: Optimizer, name: str, *, moved: bool) -> None:
+    """Warn of optimizers that train the values of a sparse weight, a vector, unlike the matrix; `moved`: if they move.
+
+    Raises:
+        AttachError: the optimizer would go on with a history of values that have moved.
+    """
+    kind = type(optimizer).__name__
+    if isinstance(optimizer, LBFGS) and moved:
+        raise AttachError(
+            f"LBFGS keeps a history over all parameters, in which the values of {name} would change their places at a "
+            'rewiring; use a static method, another optimizer, or convert(model, method, layout="dense")'
+        )
+    if any(word in kind.lower() for word in _OF_MATRICES):
+        warnings.warn(
+            f"{kind} looks at matrices as such, but the values of {name} are a vector: it trains them otherwise than "
+            "the masked weight; AdamW and SGD do not differ",
+            stacklevel=2,
+        )
 
 
 def momentum(optimizer: Optimizer | None, param: Tensor, name: str) -> Tensor:

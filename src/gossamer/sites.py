@@ -7,38 +7,35 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from . import distributed, optimizer_state
-from .errors import AttachError, CheckpointError
+from .errors import AttachError
 from .gate import GradientGate
 from .inactive import Action, Live, Zero
 from .latent import Latent
 from .masking import keep_on
+from .nn.hybrid import Hybrid
+from .site import Site
 from .topology import Entries, Support
+from .topology.selection import count_true
 from .traits import Traits
 
 
 @dataclass
-class DenseSite:
+class DenseSite(Site):
     """A Parameter that holds exact zeros off its support; for live methods, its dense trainable weights beside it.
 
-    name: canonical parameter name; parameter: of shape (out, in, *kernel) or as its layer has it.
+    parameter: of shape (out, in, *kernel) or as its layer has it.
     mask: bool, of the shape of the local part of the parameter; replaced, never changed in place.
     latent: the dense trainable weights of a live method, None for others.
-    gate: what passes of the gradient off the support. traits: what else is remembered per entry.
+    traits: what else is remembered per entry.
     """
 
-    name: str
-    module: nn.Module
-    attribute: str
-    parameter: nn.Parameter
-    inactive: Zero | Live
-    optimizer: Optimizer | None = None
     mask: Tensor = field(init=False)
     latent: Latent | None = field(init=False, default=None, repr=False)
-    gate: GradientGate = field(init=False, repr=False)
     traits: Traits = field(init=False, repr=False)
     stashed_grad: Tensor | None = field(init=False, default=None)
     _kind: str = field(init=False, repr=False)
@@ -55,11 +52,6 @@ class DenseSite:
         self._kind = f"{self.weight.dtype} on {self.weight.device}"
 
     # -- reading --
-
-    @property
-    def live(self) -> bool:
-        """Whether inactive weights keep a value."""
-        return isinstance(self.inactive, Live)
 
     @property
     def trainable(self) -> Tensor | None:
@@ -80,6 +72,11 @@ class DenseSite:
     def shape(self) -> torch.Size:
         """Shape of the whole weight."""
         return self.parameter.shape
+
+    @property
+    def count(self) -> int:
+        """Number of active entries of the whole weight. A collective when the parameter is sharded."""
+        return count_true(self.whole_mask())
 
     def support(self) -> Support:
         """The support of the whole weight. A collective when the parameter is sharded."""
@@ -116,13 +113,8 @@ class DenseSite:
         return distributed.gather(part, self.parameter)
 
     def check_identity(self) -> None:
-        """Raise if the module now holds another Parameter than the one that was attached."""
-        current = getattr(self.module, self.attribute, None)
-        if current is not self.parameter:
-            raise AttachError(
-                f"{self.name} was replaced by another Parameter since sparsify() (fully_shard(), .to() or a manual "
-                "assignment does that); call sparsify() after such changes"
-            )
+        """Raise if the module now holds another Parameter than the one that was attached, or one that was cast."""
+        super().check_identity()
         weight, beside = self.weight, self.mask if self.trainable is None else self.trainable
         if weight.device != beside.device or (beside is self.trainable and weight.dtype != beside.dtype):
             raise AttachError(
@@ -144,10 +136,6 @@ class DenseSite:
                 f"{self.name} is sharded (FSDP2): scale={scale} cannot act on its gradient, which is gated once per "
                 'micro-batch there; use scale_on="update"'
             )
-
-    def take_optimizer(self, optimizer: Optimizer) -> None:
-        """Remember who steps this weight."""
-        self.optimizer, self.gate.attached = optimizer, True
 
     def _scale(self, optimizer: Optimizer | None) -> tuple[float, str]:
         """s, and whether it acts on the gradient or on the update of inactive weights."""
@@ -205,6 +193,7 @@ class DenseSite:
         """Put the sparse view back: the trainable weights on the support, zero elsewhere."""
         if self.latent is not None:
             self.latent.show_sparse(self.mask)
+            self._confirm()
 
     def act_on_inactive(self, step: int) -> None:
         """After the update of `step`: what its forward pass left out is scaled by s and decayed, or cleared."""
@@ -244,8 +233,17 @@ class DenseSite:
 
     # -- supports --
 
-    def start(self, mask: Tensor, needs: frozenset[str], signs: torch.Generator | None) -> None:
+    def install(self) -> list[RemovableHandle]:
+        """Register the hooks on its gradient."""
+        return self.gate.install()
+
+    def forget_gradient(self) -> None:
+        """Drop what was stashed."""
+        self.stashed_grad = None
+
+    def start(self, mask: Tensor | None, needs: frozenset[str], signs: torch.Generator | None) -> None:
         """Take the first support (of the whole weight), make the parameter sparse and the traits that `needs` names."""
+        assert mask is not None
         self._set_mask(distributed.shard(mask, self.parameter))
         if self.live:
             self.latent = Latent(self.module, self.parameter)
@@ -257,6 +255,7 @@ class DenseSite:
     def clear_inactive(self) -> None:
         """Make the weight exactly zero off its support."""
         keep_on(self.mask, self.weight, out=self.weight)
+        self._confirm()
 
     def assign(self, mask: Tensor, step: int, generator: torch.Generator | None = None) -> None:
         """Change to another support of the whole weight; dropped and newborn entries are treated as stated.
@@ -266,7 +265,8 @@ class DenseSite:
         new, old = distributed.shard(mask, self.parameter), self.mask
         self._set_mask(new)
         self.stashed_grad = None
-        self.traits.grown(new & ~old, step)
+        if self.traits.born is not None:
+            self.traits.grown(new & ~old, step)
         if isinstance(self.inactive, Zero):
             self._move_slots(old, new)
             self.clear_inactive()
@@ -288,6 +288,7 @@ class DenseSite:
         if dense_slots or not (self._undisturbed and optimizer_state.keeps_zeros(self.optimizer)):
             self.clear_inactive()
         self._version = self.parameter._version
+        self._confirm()
 
     def _move_slots(self, old: Tensor, new: Tensor) -> None:
         if isinstance(self.inactive, Zero) and self.inactive.slots == "zero" and self.optimizer is not None:
@@ -305,20 +306,18 @@ class DenseSite:
             distributed.broadcast(self.trainable)
             self.show_sparse()
 
+    def saved_traits(self) -> dict[str, Tensor]:
+        """What is remembered per entry beside the support. A collective when the parameter is sharded."""
+        return self.traits.state()
+
     def check_state(self, support: Support, trainable: Tensor | None, traits: Mapping[str, Tensor]) -> None:
         """Raise if a saved support, saved trainable weights or traits (all whole) do not fit this weight."""
-        self.traits.check(traits)
-        if tuple(support.shape) != tuple(self.shape):
-            raise CheckpointError(
-                f"the saved support of {self.name} has shape {tuple(support.shape)}, the weight has "
-                f"{tuple(self.shape)}: this state belongs to another model"
-            )
-        if self.live and (trainable is None or trainable.shape != self.shape):
-            raise CheckpointError(f"the state holds no trainable weights of {self.name} that fit its shape")
+        super().check_state(support, trainable, traits)
+        self.traits.check(traits, support)
 
     def load(self, support: Support, trainable: Tensor | None, traits: Mapping[str, Tensor]) -> None:
         """Take over what `check_state` found to fit."""
-        self.traits.load(traits)
+        self.traits.load(traits, support)
         self._set_mask(distributed.shard(support.mask.to(self.parameter.device), self.parameter))
         self.stashed_grad = None
         if self.trainable is None or trainable is None:
@@ -331,6 +330,23 @@ class DenseSite:
     def _set_mask(self, mask: Tensor) -> None:
         self.mask = mask
         self.gate.reopen()  # a gradient that is still there was gated by another mask
+        if self._hybrid is not None:
+            self._hybrid.set_support(mask)
+
+    def release(self) -> None:
+        """Let a layer that computes with the support forget it: nobody keeps the weight zero off it any more."""
+        if self._hybrid is not None:
+            self._hybrid.set_support(None)
+
+    @property
+    def _hybrid(self) -> Hybrid | None:
+        """The layer, if it computes with the support."""
+        sharded = distributed.is_sharded(self.parameter)
+        return self.module if isinstance(self.module, Hybrid) and not sharded else None
+
+    def _confirm(self) -> None:
+        if self._hybrid is not None:
+            self._hybrid.confirm()
 
     def whole_trainable(self) -> Tensor | None:
         """The dense trainable weights of the whole parameter, or None."""

@@ -22,9 +22,11 @@ from .hooks import StepHooks
 from .method import Live, Method
 from .seeding import generator_for
 from .sites import DenseSite
+from .sparse_methods import check_method
+from .sparse_site import SparseSite
 from .state import VERSION, check_fits, read_state
 from .targets import Candidate, choose
-from .topology import Support
+from .topology import Static, Support
 
 Observer = Callable[[int, Mapping[str, Tensor], Mapping[str, Tensor]], None]
 _SYNC_EVERY = 100  # selections between two comparisons of supports across ranks
@@ -51,8 +53,10 @@ class Sparsifier:
         check_seed(seed)
         self.method, self.seed, self.step = method.resolve(total_steps), seed, 0
         self.total_steps = total_steps
-        self._candidates = choose(model, targets)
+        self._candidates = choose(model, targets, layers=True)
         self.sites = {c.name: self._site(c) for c in self._candidates if c.sparse}
+        for name in rewiring.of_layers(self.sites):
+            check_method(self.method, name, compiled=_compiled(model))
         self._hooks: StepHooks | None = None
         self._gates: list[RemovableHandle] = []
         self._synced = False
@@ -77,14 +81,16 @@ class Sparsifier:
         for name, site in self.sites.items():
             _attached[site.parameter] = name
             signs = generator_for(self.seed, name, "sign") if "sign" in self.method.needs else None
-            site.start(first[name], self.method.needs, signs)
-            self._gates += site.gate.install()
+            site.start(first.get(name), self.method.needs, signs)  # a sparse layer has its own
+            self._gates += site.install()
         for name, mask in reach.items():
-            self.sites[name].traits.set_reach(mask)
+            site = self.sites[name]
+            assert isinstance(site, DenseSite)  # reach is of live methods, which sparse layers refuse
+            site.traits.set_reach(mask)
         self._synchronise()
         self._arm_gates()
 
-    def _site(self, candidate: Candidate) -> DenseSite:
+    def _site(self, candidate: Candidate) -> rewiring.AnySite:
         if candidate.parameter in _attached:
             raise AttachError(
                 f"{candidate.name} is sparsified already; call detach() on its Sparsifier before sparsify() again"
@@ -96,13 +102,10 @@ class Sparsifier:
                 f"{candidate.name} is the weight of a transposed convolution, whose first dimension holds its inputs; "
                 f"{self.method.structure.name} counts per output: leave it out with targets"
             )
-        return DenseSite(
-            candidate.name,
-            candidate.module,
-            candidate.attribute,
-            candidate.parameter,
-            self.method.inactive,
-        )
+        held = candidate.name, candidate.module, candidate.attribute, candidate.parameter, self.method.inactive
+        if candidate.layer is not None:
+            return SparseSite(*held, rewires=not isinstance(self.method.rule, Static))
+        return DenseSite(*held)
 
     # -- what users read --
 
@@ -190,6 +193,7 @@ class Sparsifier:
             handle.remove()
         self._gates = []
         for site in self.sites.values():
+            site.release()
             _attached.pop(site.parameter, None)
 
     def _new_backward(self) -> bool:
@@ -198,7 +202,7 @@ class Sparsifier:
 
     def _forget_gradients(self) -> None:
         for site in self.sites.values():
-            site.stashed_grad = None
+            site.forget_gradient()
 
     def __deepcopy__(self, memo: object) -> Sparsifier:
         raise AttachError(
@@ -244,7 +248,7 @@ class Sparsifier:
     def _after_update(self, optimizer: Optimizer, complete: bool) -> None:
         own, action = self._own(optimizer), self.method.action
         for site in own:
-            if action is not None:
+            if action is not None and isinstance(site, DenseSite):
                 site.act_on_active(action, generator_for(self.seed, site.name, f"action {self.step}"))
             site.act_on_inactive(self.step)
         if complete:
@@ -261,7 +265,7 @@ class Sparsifier:
             self._rewire(self.step)
         self._arm_gates()
 
-    def _own(self, optimizer: Optimizer) -> list[DenseSite]:
+    def _own(self, optimizer: Optimizer) -> list[rewiring.AnySite]:
         return [site for site in self.sites.values() if site.optimizer is optimizer]
 
     def _due(self, step: int) -> bool:
@@ -332,7 +336,7 @@ class Sparsifier:
             "selections": self._selections,
             "supports": {name: site.support().compact().state() for name, site in self.sites.items()},
             "trainables": {name: value for name, value in trainables.items() if value is not None},
-            "traits": {name: site.traits.state() for name, site in self.sites.items()},
+            "traits": {name: site.saved_traits() for name, site in self.sites.items()},
             "memory": {group: dict(values) for group, values in self._memory.items()},
             "held": self.method.held,
         }
@@ -355,3 +359,7 @@ class Sparsifier:
         self._memory = saved["memory"]
         self.seed, self.step, self._selections = saved["seed"], saved["step"], saved["selections"]
         self._arm_gates()
+
+
+def _compiled(model: nn.Module) -> bool:
+    return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from .errors import CheckpointError
 from .method import Method
-from .rewiring import shapes
-from .sites import DenseSite
+from .rewiring import AnySite, shapes
 from .targets import canonical
 from .topology import Constant, Support
 
@@ -100,9 +99,7 @@ def _support(name: str, value: Mapping[str, Any]) -> Support:
         raise CheckpointError(f"the saved support of {name} is damaged: {error}") from None
 
 
-def check_fits(
-    state: Mapping[str, Any], method: Method, total_steps: int | None, sites: Mapping[str, DenseSite]
-) -> None:
+def check_fits(state: Mapping[str, Any], method: Method, total_steps: int | None, sites: Mapping[str, AnySite]) -> None:
     """Raise CheckpointError if what `read_state` returned is of another model, method, density or training length."""
     for key, mine in (("method", method.name), ("total_steps", total_steps)):
         if state[key] != mine:
@@ -117,7 +114,7 @@ def check_fits(
     _check_reach(supports, {name: traits.get("reach") for name, traits in state["traits"].items()}, method, sites)
 
 
-def _check_counts(held: Mapping[str, int], method: Method, sites: Mapping[str, DenseSite], step: int) -> None:
+def _check_counts(held: Mapping[str, int], method: Method, sites: Mapping[str, AnySite], step: int) -> None:
     constant = isinstance(method.density, Constant)
     counts = method.counts(shapes(sites), 0 if constant else _last_rewiring(method, step))
     total, expected = sum(held.values()), sum(counts.values())
@@ -144,7 +141,7 @@ def _check_reach(
     supports: Mapping[str, Support],
     reach: Mapping[str, Tensor | None],
     method: Method,
-    sites: Mapping[str, DenseSite],
+    sites: Mapping[str, AnySite],
 ) -> None:
     counts, trained = method.reach_counts(shapes(sites), 0), 0
     for name, site in sites.items():

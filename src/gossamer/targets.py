@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from .errors import TargetError, did_you_mean
+from .sparse_layer import SparseLayer, is_sparse_layer, layer_of
 
 PRESETS = {
     "default": "weights of linear, convolution, attention and recurrent layers, minus vocabulary heads",
@@ -33,7 +36,10 @@ EMBEDDING = (nn.Embedding, nn.EmbeddingBag)
 
 @dataclass(frozen=True)
 class Candidate:
-    """One parameter of the model, whether it is to be sparse, and why."""
+    """One parameter of the model, whether it is to be sparse, and why.
+
+    The 1-D `values` of a sparse layer at path `fc` stand for its weight: their name is `fc.weight`.
+    """
 
     name: str
     module: nn.Module
@@ -41,6 +47,16 @@ class Candidate:
     parameter: nn.Parameter
     sparse: bool
     reason: str
+
+    @property
+    def layer(self) -> SparseLayer | None:
+        """The sparse layer whose values the parameter holds, None for other parameters."""
+        return layer_of(self.module, self.parameter)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the weight, which for the values of a sparse layer is not that of the parameter."""
+        return self.parameter.shape if self.layer is None else self.layer.weight_shape
 
 
 def canonical(name: str) -> str:
@@ -55,19 +71,24 @@ def canonical(name: str) -> str:
 
 
 def choose(
-    model: nn.Module, targets: str | type[nn.Module] | Sequence[str | type[nn.Module]] | None
+    model: nn.Module,
+    targets: str | type[nn.Module] | Sequence[str | type[nn.Module]] | None,
+    *,
+    layers: bool = False,
 ) -> list[Candidate]:
     """Classify every parameter of `model`.
 
     targets: None or a preset name (see `PRESETS`); or name globs and module types, any of which may match; a glob
         that starts with "!" takes away (from the default preset if nothing else is given). Explicit targets
         include what presets leave out, but never 1-D parameters (biases, norms).
+    layers: whether the caller can train sparse layers, whose dense weight does not exist; they match by the name of
+        that weight. Otherwise they are left as they are.
 
     Raises:
         TargetError: nothing matches, or what matches cannot be sparse.
     """
     preset, patterns = _parse(model, targets)
-    rows = [_classify(model, p, preset, patterns) for p in _parameters(model)]
+    rows = [_classify(model, p, preset, patterns, layers) for p in _parameters(model)]
     if not any(row.sparse for row in rows):
         wanted = "the default targets" if targets is None else f"targets={targets!r}"
         matched = [f"{row.name}: {row.reason}" for row in rows if row.reason.startswith("named in targets, but")]
@@ -106,13 +127,22 @@ class _Parameter:
     value: nn.Parameter
     twins: tuple[str, ...]  # other names of the same parameter
 
+    @property
+    def layer(self) -> SparseLayer | None:
+        return layer_of(self.module, self.value)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.value.shape if self.layer is None else self.layer.weight_shape
+
 
 def _parameters(model: nn.Module) -> Iterator[_Parameter]:
     """Every parameter once, under its first name."""
     names: dict[int, list[tuple[str, nn.Module, str, nn.Parameter]]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         for attribute, value in module.named_parameters(recurse=False):
-            full = canonical(f"{path}.{attribute}" if path else attribute)
+            known = "weight" if layer_of(module, value) is not None else attribute
+            full = canonical(f"{path}.{known}" if path else known)
             names.setdefault(id(value), []).append((full, module, attribute, value))
     for seen in names.values():
         name, module, attribute, value = seen[0]
@@ -121,7 +151,9 @@ def _parameters(model: nn.Module) -> Iterator[_Parameter]:
         yield _Parameter(name, module, attribute, value, twins)
 
 
-def _classify(model: nn.Module, p: _Parameter, preset: str, patterns: Sequence[str | type[nn.Module]]) -> Candidate:
+def _classify(
+    model: nn.Module, p: _Parameter, preset: str, patterns: Sequence[str | type[nn.Module]], layers: bool
+) -> Candidate:
     removed = [i for i in patterns if isinstance(i, str) and i.startswith("!")]
     named = any(
         _inside(model, p, i) if isinstance(i, type) else fnmatch.fnmatchcase(p.name, i)
@@ -129,6 +161,8 @@ def _classify(model: nn.Module, p: _Parameter, preset: str, patterns: Sequence[s
         if i not in removed
     )
     impossible = _impossible(p)
+    if p.layer is not None and not layers:
+        impossible = impossible or "held by a sparse layer, which only the step hooks of sparsify() rewire"
     if impossible:
         sparse, reason = False, f"named in targets, but {impossible}" if named else impossible
     elif any(fnmatch.fnmatchcase(p.name, i[1:]) for i in removed):
@@ -153,9 +187,9 @@ def _impossible(p: _Parameter) -> str:
         return "is computed by a parametrization (remove it first)"
     if not p.value.dtype.is_floating_point:
         return f"{p.value.dtype} is not a floating point type"
-    if p.value.ndim < 2:
+    if len(p.shape) < 2:
         return "1-D (bias, norm or scale)"
-    if p.value.numel() == 0:
+    if math.prod(p.shape) == 0:
         return "empty"
     if not p.value.requires_grad:
         return "frozen (requires_grad is False)"
@@ -169,6 +203,8 @@ def _impossible(p: _Parameter) -> str:
 def _kind(p: _Parameter) -> str:
     """The kind of layer weight that the default preset makes sparse, or ''."""
     module, attribute = p.module, p.attribute
+    if p.layer is not None:
+        return f"{'linear' if len(p.shape) == 2 else 'convolution'} weight, of a sparse layer"
     is_gpt2_conv = type(module).__name__ == "Conv1D" and hasattr(module, "nf")  # a transposed linear layer
     if attribute == "weight" and (isinstance(module, LINEAR) or is_gpt2_conv):
         return "linear weight"
@@ -201,15 +237,25 @@ def _why_dense(model: nn.Module, p: _Parameter, preset: str) -> str:
 def _is_vocabulary_head(model: nn.Module, p: _Parameter) -> bool:
     """Whether it is the last linear layer whose shape is that of a token embedding."""
     tables = {(m.num_embeddings, m.embedding_dim) for m in model.modules() if isinstance(m, EMBEDDING)}
-    like = [m for m in model.modules() if isinstance(m, nn.Linear) and (m.out_features, m.in_features) in tables]
+    like = [m for m in model.modules() if _matrix_shape(m) in tables]
     return bool(like) and like[-1] is p.module
 
 
+def _matrix_shape(module: nn.Module) -> tuple[int, ...]:
+    """Shape of the weight of a linear layer, () for other modules."""
+    if is_sparse_layer(module):
+        return tuple(module.weight_shape)
+    return tuple(module.weight.shape) if isinstance(module, nn.Linear) else ()
+
+
 def _advances_exemption(model: nn.Module, p: _Parameter) -> str:
+    inputs = 0
     if isinstance(p.module, CONVOLUTION):
         inputs = p.module.in_channels // p.module.groups
-        if inputs % 16:
-            return f"{inputs} input channels, not a multiple of 16"
+    elif p.layer is not None and len(p.shape) > 2:
+        inputs = p.shape[1]
+    if inputs % 16:
+        return f"{inputs} input channels, not a multiple of 16"
     layer = p.name.rsplit(".", 2)[-2] if "." in p.name else ""
     if layer in TASK_HEADS and any(isinstance(m, EMBEDDING) for m in model.modules()):
         return "task head"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from . import distributed
 from .errors import CheckpointError
+from .topology import Support
 
 ALWAYS = -(2**30)  # when what is active from the start was born: older than any grace
 _DTYPES = {"born": torch.int32, "sign": torch.int8, "reach": torch.bool}
@@ -72,24 +73,14 @@ class Traits:
         """Whole tensors, to be saved. A collective when the parameter is sharded."""
         return {key: self._whole(tensor) for key, tensor in self._held().items()}
 
-    def check(self, saved: Mapping[str, Tensor]) -> None:
-        """Raise CheckpointError if what `state` returned does not fit."""
-        expected = set(self._held()) - {"reach"}
-        if set(saved) - {"reach"} != expected:
-            raise CheckpointError(
-                f"the state holds {', '.join(sorted(saved)) or 'nothing'} per entry of {self.name}, this method keeps "
-                f"{', '.join(sorted(expected)) or 'nothing'}: it was saved with another method"
-            )
-        for key, tensor in saved.items():
-            if tensor.shape != self.parameter.shape or tensor.dtype != _DTYPES[key]:
-                raise CheckpointError(f"the saved {key} of {self.name} is no {_DTYPES[key]} tensor of its shape")
-        if "sign" in saved and not bool((saved["sign"].abs() == 1).all()):
-            raise CheckpointError(f"the saved sign of {self.name} holds values other than -1 and 1")
+    def check(self, saved: Mapping[str, Tensor], support: Support) -> None:
+        """Raise CheckpointError if what `state` returned, or a sparse layer saved, does not fit."""
+        check_saved(self.name, saved, set(self._held()), support)
 
-    def load(self, saved: Mapping[str, Tensor]) -> None:
+    def load(self, saved: Mapping[str, Tensor], support: Support) -> None:
         """Take over what `check` found to fit."""
-        device = self.parameter.device
-        local = {key: distributed.shard(tensor.to(device), self.parameter) for key, tensor in saved.items()}
+        whole = {key: over_weight(tensor, support).to(self.parameter.device) for key, tensor in saved.items()}
+        local = {key: distributed.shard(tensor, self.parameter) for key, tensor in whole.items()}
         self.born, self.sign, self.reach = (local.get(key) for key in _DTYPES)
 
     def bytes(self) -> int:
@@ -102,3 +93,36 @@ class Traits:
 
     def _whole(self, part: Tensor) -> Tensor:
         return distributed.gather(part, self.parameter)
+
+
+def check_saved(name: str, saved: Mapping[str, Tensor], kept: set[str], support: Support) -> None:
+    """Raise CheckpointError if saved traits of a weight are not those that are `kept`, or do not fit its support.
+
+    Ages may be saved of all entries or, by a sparse layer, of the active ones in ascending order.
+    """
+    expected = kept - {"reach"}
+    if set(saved) - {"reach"} != expected:
+        raise CheckpointError(
+            f"the state holds {', '.join(sorted(saved)) or 'nothing'} per entry of {name}, this method keeps "
+            f"{', '.join(sorted(expected)) or 'nothing'}: it was saved with another method"
+        )
+    for key, tensor in saved.items():
+        fits = tensor.shape == support.shape or (key == "born" and tensor.shape == (support.count,))
+        if not fits or tensor.dtype != _DTYPES[key]:
+            raise CheckpointError(f"the saved {key} of {name} is no {_DTYPES[key]} tensor of its shape")
+    if "sign" in saved and not bool((saved["sign"].abs() == 1).all()):
+        raise CheckpointError(f"the saved sign of {name} holds values other than -1 and 1")
+
+
+def over_weight(ages: Tensor, support: Support) -> Tensor:
+    """Saved traits over all entries; those that were saved of the active ones only are old elsewhere."""
+    if ages.shape == support.shape:
+        return ages
+    whole = torch.full((support.numel,), ALWAYS, dtype=ages.dtype, device=ages.device)
+    whole[support.index.to(ages.device)] = ages
+    return whole.view(support.shape)
+
+
+def over_support(ages: Tensor, support: Support) -> Tensor:
+    """Saved traits of the active entries, in ascending order."""
+    return ages.reshape(-1)[support.index] if ages.shape == support.shape else ages

@@ -72,6 +72,7 @@ def contents(out: Path) -> dict[str, tuple[bytes, list[dict[str, Any]], dict[str
         folder, made = file.parent, json.loads(file.read_text())
         made["config"].pop("out")
         made.pop("seconds")
+        made.pop("machine")
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for row in rows:
             row.pop("seconds")

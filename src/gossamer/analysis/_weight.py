@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..errors import CheckpointError
+from ..sparse_layer import is_sparse_layer
 from ..topology import Support
 from ..topology.selection import count_true
 
@@ -96,6 +97,8 @@ class Weight:
 
     def zeros(self, now: Support) -> int:
         """How many active entries are exactly zero. A collective when the weight is sharded."""
+        if is_sparse_layer(self.module):
+            return count_true(self.module.values.detach() == 0)
         weight = getattr(self.module, self.attribute).detach()
         return count_true(now.mask & (distributed.gather(distributed.local(weight), weight) == 0))
 

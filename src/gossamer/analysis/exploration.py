@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import CheckpointError, ConfigError
+from ..sparse_layer import is_sparse_layer
 from ..targets import canonical
 from ..topology import Support
 from ._weight import Tally, Weight, distance
@@ -95,7 +96,7 @@ class Exploration:
         for name in sparsifier.supports:
             prefix, dot, attribute = name.rpartition(".")
             module = modules.get(prefix + dot)
-            if module is None or not hasattr(module, attribute):
+            if module is None or not (hasattr(module, attribute) or is_sparse_layer(module)):
                 raise ConfigError(
                     f"the model has no weight {name}, which the sparsifier trains; pass the model given to sparsify()"
                 )

@@ -54,6 +54,11 @@ class RunConfig:
     mask_data: str | None = _option("data set whose examples score the first support, instead of the run's own")
     targets: str | None = _option("which weights: a preset (advances, dctps) or comma-separated globs")
     seed: int = _option("seed of init, data order and method", 0)
+    execution: Literal["masked", "sparse", "hybrid", "auto"] = _option(
+        "dense kernels on weights with zeros; sparse layers; for methods whose inactive weights keep a value, sparse "
+        "layers beside them; or what was measured to be faster",
+        "masked",
+    )
     out: str | None = _option("run folder; default runs/<data>-<model>-<method>-<density>-<checks, if any>-<seed>")
     steps: int | None = _option("optimizer steps")
     epochs: float | None = _option("passes over the training data, instead of steps")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..errors import ConfigError
+from ..sparse_layer import is_sparse_layer
 from .config import ResolvedConfig
 
 _STEP_AT, _STEP_FACTOR = (0.5, 0.75), 0.1
@@ -20,11 +21,11 @@ _STEP_AT, _STEP_FACTOR = (0.5, 0.75), 0.1
 def build_optimizers(model: nn.Module, config: ResolvedConfig) -> list[Optimizer]:
     """Return the optimizers of a run: one, or two for muon (Muon on hidden matrices, AdamW on the rest).
 
-    Biases, norms and other 1-D parameters are not decayed.
+    Biases, norms and other 1-D parameters are not decayed; the values of sparse layers are, as the weights they are.
     """
     named = dict(model.named_parameters())
     if config.optimizer != "muon":
-        return [_optimizer(config.optimizer, named.values(), config)]
+        return [_optimizer(config.optimizer, named.values(), config, _values(model))]
     hidden = _hidden_matrices(model)
     if not hidden:
         raise ConfigError("optimizer muon acts on hidden 2-D weights and the model has none; use sgd or adamw")
@@ -67,11 +68,15 @@ def rate_factor(config: ResolvedConfig) -> Callable[[int], float]:
     return factor
 
 
-def _optimizer(kind: str, parameters: Iterable[nn.Parameter], config: ResolvedConfig) -> Optimizer:
+def _optimizer(
+    kind: str, parameters: Iterable[nn.Parameter], config: ResolvedConfig, values: Collection[int] = ()
+) -> Optimizer:
+    """values: ids of parameters that are decayed though they have one dimension."""
     parameters = list(parameters)
+    decayed = [p.ndim >= 2 or id(p) in values for p in parameters]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p, yes in zip(parameters, decayed, strict=True) if yes], "weight_decay": config.weight_decay},
+        {"params": [p for p, yes in zip(parameters, decayed, strict=True) if not yes], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     lr, momentum = config.lr, config.momentum
@@ -79,6 +84,11 @@ def _optimizer(kind: str, parameters: Iterable[nn.Parameter], config: ResolvedCo
         return torch.optim.SGD(groups, lr=lr, momentum=momentum)
     family = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind]
     return family(groups, lr=lr, betas=(momentum, config.beta2))
+
+
+def _values(model: nn.Module) -> set[int]:
+    """Ids of the parameters that hold the active entries of a sparse layer's weight."""
+    return {id(module.values) for module in model.modules() if is_sparse_layer(module)}
 
 
 def _hidden_matrices(model: nn.Module) -> list[str]:

@@ -105,7 +105,9 @@ def default_folder(config: RunConfig) -> Path:
     """Where a run goes that names no folder."""
     density = None if config.density is None else f"{config.density:g}"
     scored = None if config.mask_data is None else f"on-{config.mask_data}"
-    told = (config.data, config.model, config.method, density, config.control, config.kept_weights, scored, config.seed)
+    executed = None if config.execution == "masked" else config.execution
+    checks = (config.control, config.kept_weights, scored, executed)
+    told = (config.data, config.model, config.method, density, *checks, config.seed)
     return Path("runs") / "-".join(str(part) for part in told if part is not None)
 
 

@@ -18,6 +18,7 @@ import torch
 
 from .. import __version__
 from ..analysis import WeightTopology
+from ..analysis.ledger import Ledger
 from ..coverage import Coverage
 from .runs import Result, RunFolder, write_atomically
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Mapping[str, Any]]
 
+EXECUTION = ("weight", "executed", "why")
 FIRST = ("weight", "entries", "kept", "on a path from input to output")
 NO_REWIRING = "There was no rewiring: every weight kept its first support."
 NO_CURVES = "matplotlib is not installed, so there are no curves; pip install 'gossamer[report]' brings it"
@@ -50,6 +52,7 @@ def write_run_report(
     data_source: str,
     weights: Sequence[WeightTopology] = (),
     first: Sequence[tuple[str, int, int, int | None]] = (),
+    costs: Ledger | None = None,
 ) -> None:
     """Write curves.png (if matplotlib is installed) and report.html of one run.
 
@@ -62,11 +65,20 @@ def write_run_report(
     value, asked = result.metric["value"], result.density["asked"]
     title = f"{result.title} on {result.data} / {result.model}"
     lead = f"test {result.metric['name']} {value:.4g} at density {result.density['achieved']:.4g} (asked {asked:g})"
-    flat = _flatten({key: item for key, item in result.to_dict().items() if key != "config" and item not in (None, [])})
+    apart = ("config", "execution", "ledger")
+    flat = _flatten(
+        {key: item for key, item in result.to_dict().items() if key not in apart and item not in (None, [])}
+    )
     sections = [
         _section("Result", _table(("", ""), flat)),
         _section("Curves", _image(figure)),
         _section("Layers", _coverage_table(table)),
+        *(
+            [_section("Execution", _table(EXECUTION, [tuple(choice.values()) for choice in result.execution]))]
+            if result.execution
+            else []
+        ),
+        *([_section("Costs", _costs(costs))] if costs else []),
         *([_section("First support", _table(FIRST, first))] if first else []),
         *([_section("Topology", _topology(rows, weights))] if weights else []),
         _section("Config", _table(("", ""), _flatten(result.config))),
@@ -235,6 +247,23 @@ def _topology(rows: Rows, weights: Sequence[WeightTopology]) -> str:
         (w.name, w.numel, w.count, w.flips, w.survival, w.explored, w.distance_first, w.active_zeros) for w in weights
     ]
     return _image(topology_curves(rows, {w.name: w.numel for w in weights})) + _table(header, cells)
+
+
+def _costs(ledger: Ledger) -> str:
+    """The totals beside those of dense training, then every layer and phase."""
+    t = ledger.totals
+    rows: list[tuple[object, ...]] = []
+    for name, theory, executed, dense in (
+        ("FLOPs of the training", t.flops, t.flops_executed, t.flops_dense),
+        ("bytes held", t.bytes, t.bytes_executed, t.bytes_dense),
+    ):
+        rows.append((name, theory, executed, dense, executed / dense))
+    header = ("", "in theory", "executed", "dense", "executed / dense")
+    phases = ("layer", "execution", "phase", "FLOPs in theory", "executed", "bytes in theory", "executed")
+    about = (
+        "Of one step or one rewiring; of weights, gradients, slots, indices and activations the bytes that are held."
+    )
+    return _table(header, rows) + f"<p>{about}</p>" + _table(phases, ledger.rows())
 
 
 def _versions() -> list[tuple[str, object]]:

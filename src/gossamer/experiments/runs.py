@@ -31,6 +31,10 @@ class Result:
     final_loss: mean training loss since the row before the last of metrics.jsonl. seconds: of training.
     first_support: {"kept", "on_paths", "empty"}: entries, those on a path from input to output (None if that cannot be
     told), names of empty weights; None unless the run had to find it. notes: warnings given while the run was made.
+    execution: per weight (or "all") its "layout" and "why", with measured figures; empty for a masked run.
+    machine: {"step_seconds", "peak_bytes"}: median of an optimizer step, memory beyond that of the process before the
+    run; of the part since the last resume, None where it was not measured. ledger: FLOPs and bytes in theory and as
+    executed, `Ledger.to_dict`; None for a run that was not tested.
     """
 
     task: str
@@ -48,6 +52,9 @@ class Result:
     config: Mapping[str, Any]
     first_support: Mapping[str, Any] | None = None
     notes: Sequence[str] = field(default_factory=list)
+    execution: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    machine: Mapping[str, float | None] = field(default_factory=dict)
+    ledger: Mapping[str, Any] | None = None
 
     @property
     def title(self) -> str:
@@ -167,6 +174,7 @@ class RunFolder:
     def _check_same(self, config: ResolvedConfig) -> None:
         stored, asked = self.stored_config(), config.to_dict()
         keys = [key for key in {**stored, **asked} if key not in _FREE_ON_RESUME]
+        stored = {"execution": "masked", **stored}  # runs of earlier versions do not say it
         changed = [f"{k} {stored.get(k)!r} -> {asked.get(k)!r}" for k in keys if stored.get(k) != asked.get(k)]
         if changed:
             raise ConfigError(

@@ -26,7 +26,7 @@ from ..reparametrise import Learned
 from ..sparsifier import Sparsifier
 from ..targets import choose
 from ..tickets import Tickets
-from . import data, first_support, models
+from . import data, execution, first_support, models
 from .config import ResolvedConfig, RunConfig, build_method, parse_targets, typed_options
 from .optimizers import build_optimizers, build_schedulers, rate_factor
 from .recipes import resolve
@@ -96,6 +96,7 @@ def make_plan(config: RunConfig, dataset: data.Dataset | None = None) -> Plan:
         dataset = data.load(config.data, valid_fraction=config.valid_fraction, **config.data_options)
     resolved = resolve(config, dataset)
     check_device(resolved.device)
+    execution.check(resolved, method)
     dataset.train.batch(0, resolved.batch_size, seed=resolved.seed)  # raises if there is no such batch
     first = _first_round(method, resolved.steps)
     return Plan(resolved, dataset.to(resolved.device), method, TASKS[dataset.task], first)
@@ -131,8 +132,8 @@ class Parts:
     """The mutable side of a run: what `build_parts` makes and a training checkpoint holds.
 
     reference: coverage of the reference model, whose eligible weights densities refer to. small: for the SMALL
-    control, its width, its parameters and the ratio of sparse-able weights it reached. exploration: watches the
-    sparsifier.
+    control, its width, its parameters and the ratio of sparse-able weights it reached. choices: how its sparse weights
+    are computed with. exploration: watches the sparsifier. step_seconds: of every optimizer step in this process.
     """
 
     model: nn.Module
@@ -144,6 +145,8 @@ class Parts:
     targets: str | list[str] | None
     small: dict[str, float] = field(default_factory=dict)
     totals: Totals = field(default_factory=Totals)
+    choices: tuple[execution.Choice, ...] = ()
+    step_seconds: list[float] = field(default_factory=list)
     exploration: Exploration | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -212,6 +215,10 @@ def build_parts(plan: Plan) -> Parts:
         model.load_state_dict(plan.round.weights)
     if isinstance(method, Method):
         model, method = first_support.prepare(method, config, plan.dataset, model, lambda: _redrawn(plan), targets)
+    if plan.round.number is None:
+        model, method, choices = execution.apply(model, method, config, plan.dataset, targets)
+    else:
+        choices = execution.of_tickets(config)
     optimizers = build_optimizers(model, config)
     schedulers = _schedulers(plan, optimizers)
     sparsifier = None
@@ -221,7 +228,7 @@ def build_parts(plan: Plan) -> Parts:
         sparsifier = sparsify(model, method, optimizers, total_steps=config.steps, targets=targets, seed=config.seed)
     scaler = GradScaler(torch.device(config.device).type, enabled=config.amp == "fp16")
     torch.manual_seed(config.seed)  # dropout starts alike for models that drew differently
-    return Parts(model, optimizers, schedulers, scaler, sparsifier, reference, targets, small)
+    return Parts(model, optimizers, schedulers, scaler, sparsifier, reference, targets, small=small, choices=choices)
 
 
 def _initial_model(plan: Plan, seed: int) -> nn.Module:

@@ -53,6 +53,11 @@ class Line:
         """Median wall time of training."""
         return statistics.median(result.seconds for result in self.results)
 
+    def machine(self, key: str) -> float | None:
+        """Median over the seeds of "step_seconds" or "peak_bytes", None where that was not measured."""
+        told = [value for result in self.results if (value := result.machine.get(key)) is not None]
+        return statistics.median(told) if told else None
+
 
 def summarise(
     results: Mapping[tuple[str, float], Sequence[Result]],

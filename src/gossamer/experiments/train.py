@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -20,9 +21,11 @@ from ..analysis import UNWATCHED
 from ..checkpoint import save_model
 from ..errors import ConfigError, DivergedError
 from ..tickets import Tickets
-from . import first_support
+from . import execution, first_support
 from .config import RunConfig
+from .costs import ledger_of
 from .first_support import First
+from .memory import PeakMemory
 from .report import write_run_report
 from .runs import Result, RunFolder
 from .setup import Parts, Plan, autocast, build_parts, make_plan, pinned
@@ -89,7 +92,7 @@ def train(
     if folder.finished:
         return _finished(folder, "test" if test else "valid")
     with pinned(cfg), _StopRequest() as stop:
-        notes = list[str]()
+        notes, memory = list[str](), PeakMemory(cfg.device)
         with first_support.noting(notes):
             parts = build_parts(plan)
         stop.at_once = False
@@ -99,11 +102,13 @@ def train(
             if isinstance(plan.method, Tickets):
                 plan = search(plan, parts, folder, partial(_run, stop=stop), progress)
                 parts = build_parts(plan)
+            execution.keep(cfg, parts.choices)
             first = First(notes=notes)
             if parts.sparsifier:
                 first = first_support.keep(cfg, plan.method, parts.sparsifier.supports, notes)
             rows = _run(plan, parts, folder, progress, stop)
-            return _finish(plan, parts, folder, rows, first, test)
+            machine = {"step_seconds": _median(parts.step_seconds), "peak_bytes": memory.bytes}
+            return _finish(plan, parts, folder, rows, first, machine, test)
 
 
 def _finished(folder: RunFolder, split: str) -> Result:
@@ -122,7 +127,9 @@ def _run(
     folder.write_metrics(rows)  # rows after the checkpoint are forgotten, and written again
     clock = _Clock(spent)
     while step < this.stop:
+        started = time.perf_counter()
         loss = _step(plan, parts, step)
+        parts.step_seconds.append(time.perf_counter() - started)
         step += 1
         if not math.isfinite(loss):
             raise _diverged(folder, f"the training loss became {loss} at step {this.made(step)}")
@@ -190,8 +197,18 @@ def _row(plan: Plan, parts: Parts, step: int, seconds: float) -> dict[str, Any]:
     return row
 
 
+def _median(seconds: list[float]) -> float | None:
+    return statistics.median(seconds) if seconds else None
+
+
 def _finish(
-    plan: Plan, parts: Parts, folder: RunFolder, rows: list[dict[str, Any]], first: First, test: bool
+    plan: Plan,
+    parts: Parts,
+    folder: RunFolder,
+    rows: list[dict[str, Any]],
+    first: First,
+    machine: Mapping[str, float | None],
+    test: bool,
 ) -> Result:
     """Measure on the test split if asked, and write model, result and (with a test) report."""
     cfg, task, table = plan.config, plan.task, parts.coverage()
@@ -201,6 +218,7 @@ def _finish(
     if test:
         value = task.value(evaluate(parts.model, *plan.dataset.test.whole(), autocast=partial(autocast, cfg)))
     described = first_support.described(first, plan.dataset, parts.model)
+    costs = ledger_of(plan, parts, rows) if test else None
     result = Result(
         task=task.name,
         data=cfg.data,
@@ -226,11 +244,14 @@ def _finish(
         config=cfg.to_dict() | ({"small": parts.small} if parts.small else {}),
         first_support=first_support.figures(described),
         notes=list(first.notes),
+        execution=[asdict(choice) for choice in parts.choices],
+        machine=machine,
+        ledger=costs.to_dict() if costs else None,
     )
-    if test:
+    if costs:
         source = f"{plan.dataset.source}; sha256 {plan.dataset.digest}..."
         watched = parts.exploration.by_weight() if parts.exploration else ()
-        write_run_report(folder, result, table, source, watched, described)
+        write_run_report(folder, result, table, source, watched, described, costs)
     folder.write_result(result)
     return result
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import optimizer_state
 from ..errors import ConfigError
 from ..method import Live, Method, Zero
+from ..sites import DenseSite
 from ..topology import Constant, Select, Unstructured
 from .conformance_lab import (
     OPTIMIZERS,
@@ -231,6 +232,7 @@ def _poisoned_loss(run: Run) -> Callable[[nn.Module, Batch], Tensor]:
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         value = loss_of(model, batch)
         for name, site in run.sparsifier.sites.items():
+            assert isinstance(site, DenseSite)
             live = isinstance(site.inactive, Live)  # a live method without a reach trains everything
             everything = torch.ones_like(site.mask) if live else site.mask
             trained = everything if site.traits.reach is None else site.traits.reach

@@ -59,7 +59,8 @@ def write_outcome(outcome: Outcome, out: Path, command: str, tables: Path | None
         f"{study.note}\n" if study.note else "",
         f"Setting: {base}; targets: {study.base.get('targets', 'default')}; seeds {list(study.seeds)}. "
         f"Mean ± sample standard deviation over seeds of the test metric after the last step; differences are paired "
-        f"by seed; f = (row - SMALL) / (DENSE - SMALL); s: median seconds of training, as the machine allowed.",
+        f"by seed; f = (row - SMALL) / (DENSE - SMALL); s: median seconds of training, as the machine allowed; "
+        f"ms/step: of one optimizer step; MiB: peak memory beyond that of the process before the run.",
         f"Command: `{command}` (Python {platform.python_version()}, torch {torch.__version__}).\n",
         summary.markdown(*_full_table(outcome)),
         _tuning_text(outcome),
@@ -110,14 +111,21 @@ def print_lines(console: Console, title: str, shown: Sequence[Line]) -> None:
 
 
 def _full_table(outcome: Outcome) -> summary.Table:
-    """The summary with wall time and, where the study tunes, the chosen settings."""
+    """The summary with time, memory and, where the study tunes, the chosen settings."""
     shown = lines(outcome)
     header, rows = summary.table(shown)
-    timed = [(*row, f"{line.seconds:.1f}") for row, line in zip(rows, shown, strict=True)]
+    header = (*header, "s", "ms/step", "MiB")
+    timed = [(*row, f"{line.seconds:.1f}", *_machine(line)) for row, line in zip(rows, shown, strict=True)]
     if outcome.study.tune is None:
-        return (*header, "s"), timed
+        return header, timed
     chosen = [str(outcome.tunings.get((line.label, line.density), "untuned")) for line in shown]
-    return (*header, "s", "chosen"), [(*row, cell) for row, cell in zip(timed, chosen, strict=True)]
+    return (*header, "chosen"), [(*row, cell) for row, cell in zip(timed, chosen, strict=True)]
+
+
+def _machine(line: Line) -> tuple[str, str]:
+    """Milliseconds per step and MiB of memory, as text."""
+    step, peak = line.machine("step_seconds"), line.machine("peak_bytes")
+    return "" if step is None else f"{1e3 * step:.2f}", "" if peak is None else f"{peak / 2**20:.0f}"
 
 
 def _tuning_text(outcome: Outcome) -> str:

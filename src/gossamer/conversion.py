@@ -1,0 +1,162 @@
+"""Swap the layers of a model for those that execute sparsity, as a method or given supports say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from . import distributed
+from .analysis.sanity import Targets, first_supports
+from .errors import AttachError, ConfigError, TargetError, check_choice, check_seed
+from .method import Live, Method
+from .nn.convert import Choice, densify, note, refusal, swap, swapped
+from .sparsifier import _attached as owned
+from .targets import Candidate, choose
+from .topology import Support
+
+_LAYOUTS = ("sparse", "hybrid", "auto", "dense")
+
+
+def convert(
+    model: nn.Module,
+    what: Method | Mapping[str, Support | Tensor] | None = None,
+    *,
+    targets: Targets = None,
+    layout: Literal["sparse", "hybrid", "auto", "dense"] = "sparse",
+    seed: int = 0,
+    total_steps: int | None = None,
+    batch: Any = None,
+) -> nn.Module:
+    """Swap linear layers and convolutions for ones that execute sparsity; call it before the optimizer is built.
+
+    Every swapped layer computes what the dense one with a masked weight does; biases stay the same Parameters, and
+    mode, ``requires_grad`` and forward and backward hooks are kept. What cannot be swapped stays dense, for `sparsify`
+    to mask; `gossamer.nn.conversion_report` says what and why. The model is changed in place.
+
+    Args:
+        what: a method, whose first supports are those that `sparsify` finds for the same model and seed; or weight name
+            -> Support or bool mask. None for ``layout="dense"``.
+        targets: of a method, as for `sparsify`.
+        layout: "sparse": values and indices only. "hybrid": dense weights, sparse products, for methods whose inactive
+            weights keep a value. "auto": whichever of the two the method can use, for layers that were measured to be
+            faster that way on this machine. "dense": back, bit for bit, with zeros for what did not exist.
+        seed, total_steps: as for `sparsify`.
+        batch: for "auto", one batch of inputs, as the model takes it.
+
+    Returns:
+        The model, or the new layer if the model is a single one.
+
+    Raises:
+        ConfigError: an argument cannot be, or no layer can be swapped.
+        AttachError: the model is sparsified already.
+    """
+    check_choice("layout", layout, _LAYOUTS)
+    check_seed(seed)
+    _check_model(model)
+    if layout == "dense":
+        if what is not None:
+            raise ConfigError('layout="dense" goes back to dense layers and takes neither a method nor supports')
+        return densify(model)
+    if next(iter(swapped(model)), None) is not None:
+        raise ConfigError('the model holds sparse layers already; call convert(model, layout="dense") first')
+    if layout == "auto" and batch is None:
+        raise ConfigError('layout="auto" measures layers on inputs of the right size; pass batch=, one batch of inputs')
+    supports = _supports(model, what, targets, seed, total_steps)
+    kind = _kind(what, layout)
+    rows = {row.name: row for row in choose(model, list(supports))}
+    choices = [_choice(model, rows[name], support, kind) for name, support in supports.items()]
+    if layout == "auto":
+        choices = _measured(model, choices, batch, _period(what, total_steps))
+    chosen = {rows[c.name].module: supports[c.name] for c in choices if c.layout != "dense"}
+    if not chosen and layout != "auto":
+        raise ConfigError(f"no layer can be swapped: {'; '.join(f'{c.name}: {c.why}' for c in choices[:3])}")
+    model = swap(model, chosen, kind)
+    note(model, choices)
+    return model
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+    distributed.refuse(model)
+    if isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        raise ConfigError(f"convert() swaps layers; call it before the model is wrapped in {type(model).__name__}")
+    for name, parameter in model.named_parameters():
+        if parameter in owned:
+            raise AttachError(f"{name} is sparsified already; call convert() before sparsify(), or detach() first")
+
+
+def _supports(
+    model: nn.Module, what: object, targets: Targets, seed: int, total_steps: int | None
+) -> dict[str, Support]:
+    if isinstance(what, Mapping):
+        if targets is not None:
+            raise ConfigError("targets choose the weights of a method; given supports name theirs, leave targets out")
+        return _given(model, what)
+    if isinstance(what, Method) and what.starts_dense:
+        return {row.name: Support.full(row.parameter.shape) for row in choose(model, targets) if row.sparse}
+    return first_supports(model, what, total_steps=total_steps, targets=targets, seed=seed)  # type: ignore[arg-type]
+
+
+def _given(model: nn.Module, what: Mapping[str, Support | Tensor]) -> dict[str, Support]:
+    """The given supports, checked against the weights that they name."""
+    if not what:
+        raise ConfigError("no supports are given; pass a method or weight name -> Support")
+    supports = {}
+    for row in choose(model, list(what)):
+        if row.name not in what:
+            continue
+        given = what[row.name]
+        support = given if isinstance(given, Support) else Support.from_mask(given)
+        if not row.sparse:
+            raise TargetError(f"{row.name} cannot be sparse: {row.reason}")
+        if support.shape != row.parameter.shape:
+            raise ConfigError(
+                f"the given support of {row.name} has shape {tuple(support.shape)}, the weight has "
+                f"{tuple(row.parameter.shape)}"
+            )
+        supports[row.name] = support
+    return supports
+
+
+def _kind(what: object, layout: str) -> str:
+    live = isinstance(what, Method) and isinstance(what.inactive, Live)
+    if layout == "auto":
+        return "hybrid" if live else "sparse"
+    if live and layout == "sparse":
+        raise ConfigError(
+            f'method {what.name!r} trains inactive weights too, which a sparse layer does not have; use layout="hybrid"'  # type: ignore[attr-defined]
+        )
+    return layout
+
+
+def _choice(model: nn.Module, row: Candidate, support: Support, kind: str) -> Choice:
+    why = refusal(model, row.module, row.attribute, kind)
+    layout: Any = "dense" if why else kind
+    return Choice(row.name, layout, tuple(support.shape), support.count, why or "asked for")
+
+
+def _period(what: object, total_steps: int | None) -> float:
+    """Steps between two rewirings, which cost a hybrid layer the making of an index."""
+    return what.resolve(total_steps).clock.every if isinstance(what, Method) else math.inf
+
+
+def _measured(model: nn.Module, choices: list[Choice], batch: Any, every: float) -> list[Choice]:
+    """Leave dense what was not measured to be faster otherwise."""
+    from .nn.measure import judge, traced
+
+    shapes = traced(model, batch)
+
+    def decide(choice: Choice) -> Choice:
+        if choice.layout == "dense":
+            return choice
+        if choice.name not in shapes:
+            return replace(choice, layout="dense", why="the batch did not run through it")
+        verdict = judge(shapes[choice.name], choice.count, choice.layout, every=every)
+        return replace(choice, layout=choice.layout if verdict.sparse else "dense", why=verdict.why)
+
+    return [decide(choice) for choice in choices]

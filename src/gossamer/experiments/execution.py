@@ -1,0 +1,145 @@
+"""How a run's sparse weights are computed with: masked, sparse or hybrid layers, or what was measured to be faster."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..analysis import sanity
+from ..conversion import convert
+from ..errors import CheckpointError, ConfigError
+from ..foresight import Saliency
+from ..method import Given, Live, Method
+from ..nn.convert import conversion_report
+from ..reparametrise import Learned
+from ..sparse_methods import refusal
+from ..tickets import Tickets
+from . import data
+from .config import ResolvedConfig
+from .runs import write_atomically
+
+Targets = str | list[str] | None
+Started = Method | Learned | Tickets | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What executes a weight ("all": every one): "masked", "sparse" or "hybrid"; why, with measured figures."""
+
+    weight: str
+    layout: str
+    why: str
+
+
+def check(config: ResolvedConfig, method: object) -> None:
+    """Raise ConfigError if the run cannot be executed as it asks; "auto" falls back on what can be."""
+    if config.execution in ("masked", "auto"):
+        return
+    problem = _problem(config, method, config.execution)
+    if problem:
+        raise ConfigError(
+            f"execution = {config.execution!r}: {problem}; use --execution masked, or auto for whatever is possible"
+        )
+
+
+def of_tickets(config: ResolvedConfig) -> tuple[Choice, ...]:
+    """What is chosen in the rounds towards a ticket, which prune dense weights, and of the ticket itself."""
+    return () if config.execution == "masked" else (Choice("all", "masked", _finds_by_training(config)),)
+
+
+def _finds_by_training(config: ResolvedConfig) -> str:
+    return f"method {config.method!r} trains dense weights to find what to keep"
+
+
+def _problem(config: ResolvedConfig, method: object, layout: str) -> str | None:
+    """Why no layer of this layout can serve the run, None if one can."""
+    if method is None:
+        return f"the control {config.method!r} has no zeros to leave out"
+    if not isinstance(method, Method):
+        return _finds_by_training(config)
+    if not config.device.startswith("cpu"):
+        return f"sparse layers compute on the CPU, not on {config.device!r} (--device cpu)"
+    if layout == "sparse" and config.optimizer == "muon":
+        return "muon orthogonalises whole matrices, and a sparse layer has none (--optimizer sgd or adamw)"
+    return refusal(method) if layout == "sparse" else None
+
+
+def apply(
+    model: nn.Module, method: Started, config: ResolvedConfig, dataset: data.Dataset, targets: Targets
+) -> tuple[nn.Module, Started, tuple[Choice, ...]]:
+    """The model with its layers swapped as the run asks, the method to start with, and what was chosen for each weight.
+
+    Of a method that scores weights, the first supports are found here, in the dense model. What "auto" chose is read
+    from the run's folder, where there is something: a resumed run must not measure, and choose, anew.
+    """
+    if config.execution == "masked":
+        return model, method, ()
+    live = isinstance(method, Method) and isinstance(method.inactive, Live)
+    problem = _problem(config, method, "hybrid" if live or config.execution == "hybrid" else "sparse")
+    if problem or not isinstance(method, Method):
+        return model, method, (Choice("all", "masked", str(problem)),)
+    if isinstance(method.init, Saliency):
+        found = sanity.first_supports(model, method, total_steps=config.steps, targets=targets, seed=config.seed)
+        method = replace(method, init=Given(found))
+    kept = _kept(config) if config.execution == "auto" else None
+    if kept is not None:
+        return _again(model, method, config, targets, kept), method, kept
+    given: dict[str, Any] = {"targets": targets, "seed": config.seed, "total_steps": config.steps}
+    if config.execution == "auto":
+        x, _ = dataset.train.batch(0, config.batch_size, seed=config.seed)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.amp == "bf16"):  # which dense layer is to be beaten
+            model = convert(model, method, layout="auto", batch=x, **given)
+    else:
+        model = convert(model, method, layout=config.execution, **given)
+    return model, method, _choices(model)
+
+
+def _again(
+    model: nn.Module, method: Method, config: ResolvedConfig, targets: Targets, kept: Sequence[Choice]
+) -> nn.Module:
+    """Swap what was swapped when the run began."""
+    layouts = {choice.weight: choice.layout for choice in kept if choice.layout != "masked"}
+    if not layouts:
+        return model
+    found = sanity.first_supports(model, method, total_steps=config.steps, targets=targets, seed=config.seed)
+    odd = sorted(set(layouts) - set(found)) or sorted(set(layouts.values()) - {"sparse", "hybrid"})
+    if odd:
+        raise CheckpointError(f"{_file(config)} names {odd[0]!r}, which the run does not have; delete the run's folder")
+    layout: Any = next(iter(layouts.values()))
+    return convert(model, {name: found[name] for name in layouts}, layout=layout)
+
+
+def _choices(model: nn.Module) -> tuple[Choice, ...]:
+    report = conversion_report(model)
+    told = report.choices if report else ()
+    return tuple(Choice(c.name, "masked" if c.layout == "dense" else c.layout, c.why) for c in told)
+
+
+def _file(config: ResolvedConfig) -> Path:
+    return Path(config.out) / "execution.json"
+
+
+def keep(config: ResolvedConfig, choices: Sequence[Choice]) -> None:
+    """Write what "auto" chose to the run's folder, if it is not there yet."""
+    path = _file(config)
+    if config.execution == "auto" and not path.exists():
+        write_atomically(path, json.dumps([asdict(choice) for choice in choices], indent=1) + "\n")
+
+
+def _kept(config: ResolvedConfig) -> tuple[Choice, ...] | None:
+    path = _file(config)
+    if not path.exists():
+        return None
+    try:
+        kept = tuple(Choice(**values) for values in json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} does not say how the run was executed: {error}; delete the run's folder"
+        ) from None
+    return kept

@@ -1,0 +1,1 @@
+"""The native library for CPUs and its binding."""

@@ -1,0 +1,72 @@
+// The C interface: raw pointers in, the kernels of the chosen instruction set behind it.
+#include <cstring>
+
+#include "kernels.h"
+
+#define GOSSAMER_EXPORT extern "C" __attribute__((visibility("default")))
+
+extern "C" const gossamer::Kernels gossamer_kernels_portable;
+#if defined(GOSSAMER_X86)
+extern "C" const gossamer::Kernels gossamer_kernels_avx2;
+extern "C" const gossamer::Kernels gossamer_kernels_avx512;
+#endif
+
+namespace {
+
+using gossamer::Kernels;
+using std::int64_t;
+using std::uint8_t;
+
+const Kernels* find(const char* name) {
+  if (!std::strcmp(name, "portable")) return &gossamer_kernels_portable;
+#if defined(GOSSAMER_X86)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (!std::strcmp(name, "avx2") && avx2) return &gossamer_kernels_avx2;
+  if (!std::strcmp(name, "avx512") && avx512) return &gossamer_kernels_avx512;
+#endif
+  return nullptr;
+}
+
+const Kernels* chosen = &gossamer_kernels_portable;
+
+}  // namespace
+
+// Uses the kernels called "avx512", "avx2" or "portable" from now on; -1 if this machine cannot run them.
+GOSSAMER_EXPORT int gossamer_use(const char* name) {
+  const Kernels* found = find(name);
+  if (!found) return -1;
+  chosen = found;
+  return 0;
+}
+
+GOSSAMER_EXPORT void gossamer_pack(const float* x, float* packed, int64_t batch, int64_t features, int threads) {
+  chosen->pack(x, packed, batch, features, threads);
+}
+
+GOSSAMER_EXPORT void gossamer_unpack(const float* packed, float* x, int64_t batch, int64_t features, int threads) {
+  chosen->unpack(packed, x, batch, features, threads);
+}
+
+GOSSAMER_EXPORT void gossamer_linear_forward(const uint8_t* index, const float* values, const float* bias,
+                                             const float* x, float* y, int64_t tiles, int threads) {
+  chosen->linear_forward(index, values, bias, x, y, tiles, threads);
+}
+
+GOSSAMER_EXPORT void gossamer_linear_backward(const uint8_t* index, const float* values, const float* x,
+                                              const float* dy, float* dx, float* dvalues, int64_t tiles, int threads) {
+  chosen->linear_backward(index, values, x, dy, dx, dvalues, tiles, threads);
+}
+
+GOSSAMER_EXPORT void gossamer_conv_forward(const uint8_t* index, const float* values, const float* bias,
+                                           const float* x, float* y, const gossamer::Geometry* geometry, int threads) {
+  chosen->conv_forward(index, values, bias, x, y, geometry, threads);
+}
+
+GOSSAMER_EXPORT void gossamer_conv_backward(const uint8_t* index, const float* values, const float* x,
+                                            const float* dy, float* dx, float* dvalues,
+                                            const gossamer::Geometry* geometry, int threads) {
+  chosen->conv_backward(index, values, x, dy, dx, dvalues, geometry, threads);
+}

@@ -1,0 +1,15 @@
+// The kernels of one instruction set: compiled once for each, with its own flags and -DGOSSAMER_ISA=<name>.
+#include "kernels.h"
+
+#include "conv.h"
+#include "linear.h"
+#include "pack.h"
+
+#define GOSSAMER_JOIN(a, b) a##b
+#define GOSSAMER_TABLE(isa) GOSSAMER_JOIN(gossamer_kernels_, isa)
+
+extern "C" const gossamer::Kernels GOSSAMER_TABLE(GOSSAMER_ISA);
+const gossamer::Kernels GOSSAMER_TABLE(GOSSAMER_ISA) = {
+    gossamer::pack,         gossamer::unpack,       gossamer::linear_forward, gossamer::linear_backward,
+    gossamer::conv_forward, gossamer::conv_backward,
+};

@@ -1,0 +1,30 @@
+// The kernels as a table of functions, one table for each instruction set.
+#pragma once
+#include <cstdint>
+
+namespace gossamer {
+
+// A convolution over packed activations [tiles][channels][height][width][16].
+struct Geometry {
+  std::int64_t tiles, in_channels, height, width, out_channels, kernel_height, kernel_width;
+  std::int64_t stride_height, stride_width, pad_height, pad_width, dilation_height, dilation_width;
+  std::int64_t groups, out_height, out_width;
+};
+
+struct Kernels {
+  // [batch][features] -> [tiles][features][16], missing lanes zero; and back.
+  void (*pack)(const float* x, float* packed, std::int64_t batch, std::int64_t features, int threads);
+  void (*unpack)(const float* packed, float* x, std::int64_t batch, std::int64_t features, int threads);
+  // y [tiles][rows][16] = W x [tiles][columns][16] + bias [rows] (or null).
+  void (*linear_forward)(const std::uint8_t* index, const float* values, const float* bias, const float* x, float* y,
+                         std::int64_t tiles, int threads);
+  // dx = W^T dy and dvalues = (dy x^T) on the support; either may be null.
+  void (*linear_backward)(const std::uint8_t* index, const float* values, const float* x, const float* dy, float* dx,
+                          float* dvalues, std::int64_t tiles, int threads);
+  void (*conv_forward)(const std::uint8_t* index, const float* values, const float* bias, const float* x, float* y,
+                       const Geometry* geometry, int threads);
+  void (*conv_backward)(const std::uint8_t* index, const float* values, const float* x, const float* dy, float* dx,
+                        float* dvalues, const Geometry* geometry, int threads);
+};
+
+}  // namespace gossamer

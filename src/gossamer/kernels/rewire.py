@@ -1,0 +1,53 @@
+"""What a rewiring does to long lists of positions, natively where it can be: linear time, no sorting."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import sparse
+from .cpu.library import call, native, threads
+
+
+def ascending(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the flat positions of an index in ascending order, and the place of each among the stored values."""
+    library = native()
+    if library is None:
+        found = sparse.positions(index, count).sort(stable=True)
+        return found.values, found.indices
+    flat, place = torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=torch.int64)
+    call(library.index_ascending, index, flat, place, threads())
+    return flat, place
+
+
+def compare(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the places, before and after, of positions in both lists, and the places of those in the second alone.
+
+    before, after: as `ascending` returns them.
+    """
+    (old, source), (new, place), library = before, after, native()
+    if library is None:
+        nearest = torch.searchsorted(old, new).clamp_(max=max(0, len(old) - 1))
+        both = old[nearest] == new if len(old) else torch.zeros_like(new, dtype=torch.bool)
+        return source[nearest[both]], place[both], place[~both]
+    room = min(len(old), len(new))
+    kept, moved, born = (torch.empty(size, dtype=torch.int64) for size in (room, room, len(new)))
+    survivors = call(library.moves, old, source, len(old), new, place, len(new), kept, moved, born)
+    return kept[:survivors], moved[:survivors], born[: len(new) - survivors]
+
+
+def above(score: Tensor, limit: float, active: Tensor) -> Tensor | None:
+    """Return the ascending numbers of the scores above ``limit`` that are not in the ascending list ``active``.
+
+    score: 1-D. None: a score is not finite, of an active entry perhaps.
+    """
+    library = native()
+    if library is None or score.dtype != torch.float32:
+        if score.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(score))).all()):
+            return None
+        better = score > limit
+        better[active] = False
+        return better.nonzero().view(-1)
+    found = torch.empty(len(score), dtype=torch.int64)
+    count = call(library.collect, score, len(score), limit, active, len(active), found, threads())
+    return None if count < 0 else found[:count]

@@ -1,0 +1,93 @@
+"""Measurements of earlier processes on this machine: a JSON file in the user's cache folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from .layer_shape import LayerShape
+
+Record = dict[str, Any]
+
+
+def cache_file() -> Path:
+    """``$XDG_CACHE_HOME/gossamer/measurements.json``, by default below ``~/.cache``."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "gossamer" / "measurements.json"
+
+
+def cpu_model() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        return f"{named[0]} ({_signature(lines)})" if named else platform.machine()
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def _signature(lines: Sequence[str]) -> str:
+    """Family and model: virtual machines tell the same name of different processors."""
+    wanted = ("cpu family", "model\t", "stepping")
+    return ".".join(line.partition(":")[2].strip() for key in wanted for line in lines if line.startswith(key))[:24]
+
+
+def key_of(shape: LayerShape, density: float) -> str:
+    """What a measurement depends on."""
+    about = (cpu_model(), f"torch {torch.__version__}", f"gossamer {__version__}", f"{torch.get_num_threads()} threads")
+    layer = f"{shape} batch {shape.batch} pad {shape.padding} step {shape.stride} gap {shape.dilation}"
+    forced = os.environ.get("GOSSAMER_CPU", "")
+    return "; ".join((*about, layer, "inner" if shape.inner else "first", f"density {density:.2g}", forced))
+
+
+def find(key: str, variants: Sequence[str]) -> Record | None:
+    """A record that has at least these variants, measured together; None if there is none, or the file is damaged."""
+    for record in _read().get(key, []):
+        if _sound(record) and set(variants) <= record["variants"].keys():
+            return dict(record)
+    return None
+
+
+def store(key: str, record: Record) -> None:
+    """Keep a record in place of those it covers; without a folder to write to, nothing is kept."""
+    path, held = cache_file(), _read()
+    others = [r for r in held.get(key, []) if _sound(r) and not r["variants"].keys() <= record["variants"].keys()]
+    held[key] = [record, *others]
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(json.dumps(held, indent=1), encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _read() -> dict[str, list[Record]]:
+    try:
+        held = json.loads(cache_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {k: v for k, v in held.items() if isinstance(v, list)} if isinstance(held, dict) else {}
+
+
+def _sound(record: Any) -> bool:
+    """Whether it has the form of a record and times above 0."""
+    if not (isinstance(record, Mapping) and isinstance(record.get("variants"), Mapping)):
+        return False
+    numbers = [record.get("rounds"), record.get("index_bytes")]
+    times = [t for pair in record["variants"].values() for t in (pair if isinstance(pair, list) else [None])]
+    return (
+        all(isinstance(number, int) for number in numbers)
+        and isinstance(record.get("pinned"), bool)
+        and all(isinstance(time, float) and 0 < time < float("inf") for time in times)
+        and all(len(pair) == 2 for pair in record["variants"].values())
+    )

@@ -1,0 +1,137 @@
+"""Layers swapped for those that execute sparsity, and back: modules and supports in, modules out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from ..topology import Support
+from .convolution import SparseConv1d, SparseConv2d
+from .hybrid import Hybrid, HybridConv2d, HybridLinear
+from .linear import SparseLinear
+from .packed import unpack_outputs
+from .weight import SparseWeight
+
+Layout = Literal["sparse", "hybrid", "dense"]
+
+_KINDS: dict[str, dict[type[nn.Module], Any]] = {
+    "sparse": {nn.Linear: SparseLinear, nn.Conv1d: SparseConv1d, nn.Conv2d: SparseConv2d},
+    "hybrid": {nn.Linear: HybridLinear, nn.Conv2d: HybridConv2d},
+}
+_HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks"),
+    *("_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook"),
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one weight became. why: of a weight left dense the reason, else what spoke for it."""
+
+    name: str
+    layout: Layout
+    shape: tuple[int, ...]
+    count: int
+    why: str
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What `gossamer.convert` made of each weight that was to be sparse; ``print`` it."""
+
+    choices: tuple[Choice, ...]
+
+    def __str__(self) -> str:
+        rows = [(c.name, c.layout, "x".join(map(str, c.shape)), str(c.count), c.why) for c in self.choices]
+        table = [("weight", "layout", "shape", "count", "why"), *rows]
+        widths = [max(len(row[column]) for row in table) for column in range(4)]
+        return "\n".join(
+            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip()
+            for row in table
+        )
+
+
+def conversion_report(model: nn.Module) -> ConversionReport | None:
+    """What `gossamer.convert` did to the model, None if it is not converted."""
+    return model.__dict__.get("_conversion")
+
+
+def refusal(model: nn.Module, module: nn.Module, attribute: str, layout: str) -> str:
+    """Why a weight cannot be held by a layer of that layout, or ''."""
+    kind, weight = type(module), getattr(module, attribute)
+    if isinstance(module, nn.MultiheadAttention):
+        return "attention computes with its weights itself"
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return "recurrent layers compute with their weights themselves"
+    if kind not in _KINDS[layout] or attribute != "weight":
+        base = next((b.__name__ for b in _KINDS[layout] if isinstance(module, b)), None)
+        more = f", a {base} that may compute something else" if base else ""
+        return f"there is no {layout} layer for {kind.__name__}{more}"
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        return f"padding_mode={module.padding_mode!r}, the kernels pad with zeros"
+    if sum(any(p is weight for p in m._parameters.values()) for m in model.modules()) > 1:
+        return "tied: another module computes with the same Parameter"
+    if weight.device.type != "cpu":
+        return f"on {weight.device}, the kernels are for the CPU"
+    reader = next((m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer) and _child(m, module)), None)
+    return "TransformerEncoderLayer reads its weight in evaluation" if reader and layout == "sparse" else ""
+
+
+def _child(parent: nn.Module, module: nn.Module) -> bool:
+    return any(child is module for child in parent.children())
+
+
+def swap(model: nn.Module, supports: Mapping[nn.Module, Support], layout: str) -> nn.Module:
+    """Put sparse or hybrid layers in the place of modules; return the model, or the layer if the model is one.
+
+    Consecutive sparse layers hand activations on packed; a hook on the model unpacks what leaves it.
+    """
+    made = {module: _KINDS[layout][type(module)].from_dense(module, support) for module, support in supports.items()}
+    for module, layer in made.items():
+        if isinstance(layer, SparseWeight):
+            _share_hooks(module, layer)
+            layer.keep_packed = module is not model
+    model = _replace(model, made)
+    if any(isinstance(layer, SparseWeight) and layer.keep_packed for layer in made.values()):
+        model.register_forward_hook(unpack_outputs)
+    return model
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """Put dense layers, with zeros, in the place of sparse and hybrid ones; return the model, or the layer."""
+    made: dict[nn.Module, nn.Module] = {}
+    for module in swapped(model):
+        made[module] = module.dense_module() if isinstance(module, SparseWeight) else module.to_dense()
+        if isinstance(module, SparseWeight):
+            _share_hooks(module, made[module])
+    for key, hook in list(model._forward_hooks.items()):
+        if hook is unpack_outputs:
+            del model._forward_hooks[key]
+    model.__dict__.pop("_conversion", None)
+    return _replace(model, made)
+
+
+def swapped(model: nn.Module) -> Iterator[SparseWeight | Hybrid]:
+    """The sparse and hybrid layers of a model."""
+    return (module for module in model.modules() if isinstance(module, SparseWeight | Hybrid))
+
+
+def note(model: nn.Module, choices: Sequence[Choice]) -> None:
+    """Keep what was chosen for `conversion_report`."""
+    model.__dict__["_conversion"] = ConversionReport(tuple(choices))
+
+
+def _share_hooks(old: nn.Module, new: nn.Module) -> None:
+    """The same dicts, so that the handles that users hold still remove their hooks."""
+    new.__dict__.update({name: old.__dict__[name] for name in _HOOKS})
+
+
+def _replace(model: nn.Module, made: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and child in made:
+                parent._modules[name] = made[child]
+    return made.get(model, model)

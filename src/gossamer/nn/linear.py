@@ -1,0 +1,107 @@
+"""A linear layer that holds and computes its active weights only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..kernels import sparse
+from ..topology import Support
+from ._checks import check_input
+from .weight import FanIn, SparseWeight
+
+
+class SparseLinear(SparseWeight):
+    """y = x W^T + b with a sparse W, in time and memory of its active entries.
+
+    Takes (..., in_features), gives (..., out_features), as `torch.nn.Linear`. Computes in float32, or in float64 if its
+    values are; bfloat16 and float16 values are converted for each product. Under autocast the output is float32.
+
+    Deviations from the dense layer: inactive entries do not exist, so NaN or infinity in an input reaches only the
+    outputs that are connected to it. The initialisation scales with the active fan-in (``fan_in="live"``).
+
+    Args:
+        in_features, out_features: sizes of a sample.
+        density: fraction of W that is kept, ``count = round(density * in_features * out_features)``, drawn uniformly
+            from torch's global generator.
+        bias: whether there is a b.
+        support: the active entries, instead of a density.
+        fan_in: "live" or "dense", see `reset_parameters`.
+        device, dtype: as for torch's layers.
+
+    Raises:
+        ConfigError: an argument cannot be, or an input does not fit.
+
+    >>> layer = SparseLinear(400, 100, density=0.05)
+    >>> layer, layer(torch.zeros(2, 400)).shape
+    (SparseLinear(in_features=400, out_features=100, count=2000, density=0.05, bias=True), torch.Size([2, 100]))
+    """
+
+    _features = 1
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        density: float | None = None,
+        bias: bool = True,
+        *,
+        support: Support | None = None,
+        fan_in: FanIn = "live",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if min(in_features, out_features) < 1:
+            raise ConfigError(
+                f"a sparse layer of {in_features} inputs and {out_features} outputs: each must be 1 or more"
+            )
+        self.in_features, self.out_features = in_features, out_features
+        self._new((out_features, in_features), density, support, bias, fan_in, device, dtype)
+
+    @classmethod
+    def from_dense(cls, module: nn.Linear, support: Support) -> Self:
+        """Take over the active weights and the bias (the same Parameter) of a dense layer. Draws no random numbers."""
+        weight = module.weight
+        layer = cls._shaped(weight.shape, support, module.bias, device=weight.device, dtype=weight.dtype)
+        layer._take_over(module)
+        return layer
+
+    def dense_module(self) -> nn.Linear:
+        """Return the layer as a dense one, with zeros; the bias is the same Parameter."""
+        return self._give_back(nn.Linear(self.in_features, self.out_features, bias=False, device="meta"))
+
+    @classmethod
+    def _shaped(cls, shape: torch.Size, support: Support, bias: Tensor | None, **options: Any) -> Self:
+        if len(shape) != 2:
+            raise ConfigError(f"the weight of a linear layer has 2 dimensions, got shape {tuple(shape)}")
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer.out_features, layer.in_features = shape
+        layer._given(shape, support, bias, **options)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        fits = x.ndim > 0 and x.shape[-1] == self.in_features
+        check_input(x, self.values, fits, f"(..., {self.in_features})")
+        return self._run(x)
+
+    def _product(self, packed: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        return sparse.linear(packed, values, self.index, bias, self.out_features)
+
+    @torch.no_grad()
+    def dense_gradient(self, rows: slice, captured: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """Gradient of the dense weight's ``rows``, (rows, columns), of what `capture` holds; summed over its items."""
+        total: Tensor | None = None
+        for x, slope in captured:
+            left = slope[:, rows].t()
+            total = left @ x if total is None else total.addmm_(left, x)
+        return self.values.new_zeros(self.weight_shape)[rows] if total is None else total
+
+    def _sizes(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"

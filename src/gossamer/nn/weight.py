@@ -1,0 +1,322 @@
+"""A weight of which only the active entries exist: their values, and an index that says where they lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, check_choice
+from ..kernels import rewire, sparse
+from ..topology import Support
+from . import _checks, _drawing
+from .packed import enter, leave
+
+FanIn = Literal["live", "dense"]
+Captured = list[tuple[Tensor, Tensor]]
+
+
+class Moves(NamedTuple):
+    """A change of support: survivors from storage place ``old`` to ``new``; newborn to ``born``."""
+
+    old: Tensor
+    new: Tensor
+    born: Tensor
+
+
+def _samples(packed: Tensor) -> Tensor:
+    """Row-major, with the samples that fill the last lanes up; their slopes are zero."""
+    return sparse.unpack(packed.detach(), sparse.LANES * len(packed))
+
+
+class SparseWeight(nn.Module):
+    """Base of the sparse layers: a 1-D Parameter ``values`` in the storage order of the buffer ``index``, and a bias.
+
+    The order is that in which the kernels visit the entries; `positions` tells it. The weight's logical name is
+    ``<path>.weight``, though there is no such Parameter.
+
+    Attributes:
+        weight_shape: shape of the dense weight, (outputs, inputs / groups, \\*kernel).
+        fan_in: what `reset_parameters` scales by.
+        keep_packed: whether outputs stay packed (`PackedActivation`); set by `gossamer.convert`.
+        capture: None, or a list to which each backward pass appends the packed (input, gradient of the output), of
+            which `dense_gradient` makes the gradient of inactive entries too. Not filled in compiled code.
+    """
+
+    values: nn.Parameter
+    index: Tensor
+    bias: nn.Parameter | None
+    weight_shape: torch.Size
+    fan_in: FanIn
+    keep_packed: bool
+    capture: Captured | None
+    _features: int  # dimensions of a sample
+    _trusted: tuple[Tensor, int, int] | None  # the index that was found valid, its version, the count
+
+    def _assemble(
+        self,
+        weight_shape: Sequence[int],
+        flat: Tensor | int,
+        bias: bool,
+        fan_in: FanIn,
+        device: Any,
+        dtype: Any,
+    ) -> None:
+        """Make parameters and index of the active flat positions, or of as many as are said, yet to be drawn."""
+        self.weight_shape, self.fan_in = torch.Size(weight_shape), fan_in
+        self.keep_packed, self.capture, self._trusted = False, None, None
+        count = flat if isinstance(flat, int) else len(flat)
+        self.values = nn.Parameter(torch.empty(count, device=device, dtype=dtype))
+        _checks.check_device(self.values)
+        with torch.device("cpu"):
+            if isinstance(flat, int):
+                meta = self.values.is_meta  # there an index has a size only
+                flat = torch.arange(count) if meta else _drawing.draw_positions(math.prod(self.matrix), count)
+            index = sparse.build(flat, self.matrix, self.taps)[0]
+        self.register_buffer("index", index.to(self.values.device))
+        made = torch.empty(self.weight_shape[0], device=device, dtype=dtype) if bias else None
+        self.register_parameter("bias", None if made is None else nn.Parameter(made))
+
+    def _new(self, weight_shape: Sequence[int], density: float | None, support: Support | None, *rest: Any) -> None:
+        """As a constructor is asked: a density to draw at random, or a support. rest: see _assemble."""
+        bias, fan_in, device, dtype = rest
+        check_choice("fan_in", fan_in, ("live", "dense"))
+        flat = _checks.chosen(torch.Size(weight_shape), density, support)
+        self._assemble(weight_shape, flat, bias, fan_in, device, dtype)
+        self.reset_parameters()
+
+    # -- what it is --
+
+    @property
+    def count(self) -> int:
+        """Number of active entries."""
+        return self.values.numel()
+
+    @property
+    def density(self) -> float:
+        """Active share of the entries of the dense weight."""
+        return self.count / max(1, math.prod(self.weight_shape))
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(rows, columns) of the weight as the kernels see it."""
+        return self.weight_shape[0], math.prod(self.weight_shape[1:])
+
+    @property
+    def taps(self) -> int:
+        """Entries of a kernel."""
+        return math.prod(self.weight_shape[2:])
+
+    def positions(self) -> Tensor:
+        """Flat position in the dense weight of each value, int64, in storage order."""
+        self._check_index()
+        return sparse.positions(self.index, self.count)
+
+    def ascending(self) -> tuple[Tensor, Tensor]:
+        """Flat positions in ascending order, and the place of each in storage order; int64."""
+        self._check_index()
+        return rewire.ascending(self.index, self.count)
+
+    def support(self) -> Support:
+        """The active coordinates."""
+        return Support(self.weight_shape, self.count, self.ascending()[0], "index")
+
+    def to_dense(self) -> Tensor:
+        """The weight with zeros off its support; differentiable."""
+        dense = self.values.new_zeros(math.prod(self.weight_shape))
+        return dense.scatter(0, self.positions(), self.values).view(self.weight_shape)
+
+    def dense_module(self) -> nn.Module:
+        """Return the layer as a dense one, with zeros; the bias is the same Parameter."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Sizes, count and density, for ``repr``."""
+        return f"{self._sizes()}, count={self.count}, density={self.density:.4g}, bias={self.bias is not None}"
+
+    def _sizes(self) -> str:
+        raise NotImplementedError
+
+    # -- values --
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw values and bias as torch does, uniform within 1 / sqrt(fan-in), from the global generator.
+
+        The fan-in of a value is the number of active entries in its row (``fan_in="dense"``: of all entries, as torch
+        has it); that of the bias counts all. The support stays; an index that is none, as after ``to_empty``, is drawn.
+        """
+        _checks.check_device(self.values)
+        if self.values.is_meta:
+            return
+        rows, columns = self.matrix
+        try:
+            flat, place = self.ascending()
+        except ConfigError:
+            drawn = _drawing.draw_positions(rows * columns, self.count)
+            self.index = sparse.build(drawn, self.matrix, self.taps)[0]
+            flat, place = self.ascending()
+        bound = _drawing.bounds(flat, rows, columns, self.fan_in).to(self.values.dtype)
+        self.values[place] = torch.empty_like(self.values).uniform_(-1, 1) * bound  # in flat order, on any machine
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -1 / math.sqrt(columns), 1 / math.sqrt(columns))
+
+    @torch.no_grad()
+    def set_support(self, support: Support) -> Moves:
+        """Change to another support: surviving values move with their entries, newborn ones are zero.
+
+        At an equal count all happens in place. At another one, ``values`` stays the same Parameter, with new memory and
+        without a gradient.
+
+        Raises:
+            ConfigError: the support is of another shape.
+        """
+        _checks.check_shape(support, self.weight_shape)
+        flat = support.index.cpu()
+        index, _ = sparse.build(flat, self.matrix, self.taps)
+        before, after = self.ascending(), rewire.ascending(index, len(flat))
+        moves = Moves(*rewire.compare(before, after))
+        values = self.values.new_zeros(len(flat))
+        values[moves.new] = self.values[moves.old]
+        self._make_room(len(flat), len(index))
+        self.values.copy_(values)
+        self.index.copy_(index)
+        return moves
+
+    def _make_room(self, count: int, index_bytes: int) -> None:
+        if count != self.count:
+            self.values.grad, dtype = None, self.values.dtype
+            # A graph that is still alive holds an accumulator for gradients of the old size; another dtype resets it.
+            self.values.data = torch.empty(0, dtype=torch.float16 if dtype != torch.float16 else torch.float32)
+            self.values.data = torch.empty(count, dtype=dtype, device=self.index.device)
+        if index_bytes != len(self.index):
+            self.index = torch.empty(index_bytes, dtype=torch.uint8, device=self.index.device)
+
+    # -- other forms --
+
+    def _given(
+        self,
+        shape: torch.Size,
+        support: Support,
+        bias: Tensor | None,
+        *,
+        fan_in: FanIn = "live",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Assemble for a given support; the values are not set yet."""
+        check_choice("fan_in", fan_in, ("live", "dense"))
+        flat = _checks.chosen(shape, None, support)
+        if bias is not None and bias.shape != shape[:1]:
+            raise ConfigError(f"bias has shape {tuple(bias.shape)}; expected ({shape[0]},)")
+        self._assemble(shape, flat, False, fan_in, device, dtype)
+        if bias is not None:
+            self.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias.to(self.values.dtype))
+
+    @torch.no_grad()
+    def _take_over(self, module: Any) -> None:
+        """The active weights of a dense module, and its modes."""
+        weight = module.weight.detach()
+        if not weight.is_meta:
+            self.values.copy_(sparse.gather(weight.reshape(self.matrix), self.index, self.count))
+        self.values.requires_grad_(module.weight.requires_grad)
+        self.train(module.training)
+
+    @torch.no_grad()
+    def _give_back(self, module: Any) -> Any:
+        """A dense module of the same sizes, with this one's weight, bias and modes."""
+        module.weight = nn.Parameter(self.to_dense(), requires_grad=self.values.requires_grad)
+        module.bias = self.bias
+        return module.train(self.training)
+
+    @classmethod
+    def from_coo(
+        cls, indices: Tensor, values: Tensor, shape: Sequence[int], bias: Tensor | None = None, **options: Any
+    ) -> Self:
+        """Make a layer of coordinates and values, in any order.
+
+        indices: integers, flat positions (n,) or coordinates (dimensions of ``shape``, n). values: (n,) of a floating
+        dtype, whose dtype the layer takes. shape: of the dense weight. options: of the constructor, such as ``stride``.
+
+        Raises:
+            ConfigError: positions are out of range or repeated, or a tensor is of another kind.
+        """
+        flat, values = _checks.coordinates(indices, values, shape)
+        support = Support(shape, len(flat), flat, "index")
+        layer = cls._shaped(torch.Size(shape), support, bias, dtype=values.dtype, **options)
+        with torch.no_grad():
+            stored = torch.searchsorted(flat, layer.positions())
+            layer.values.copy_(values[stored])
+        return layer
+
+    @classmethod
+    def _shaped(cls, shape: torch.Size, support: Support, bias: Tensor | None, **options: Any) -> Self:
+        """A layer for a weight of `shape`; only its values are not set yet."""
+        raise NotImplementedError
+
+    # -- computing --
+
+    def _run(self, x: Tensor) -> Tensor:
+        """Pack, apply the kernel, unpack unless the next layer takes it packed."""
+        tracing, lead = torch.compiler.is_compiling(), x.shape[: x.ndim - self._features]
+        if not tracing:
+            self._check_index()
+        dtype = torch.float64 if self.values.dtype == torch.float64 else torch.float32
+        bias = None if self.bias is None else self.bias.to(dtype)
+        packed = self._prepare(enter(x, len(lead), dtype))
+        out = self._product(packed, self.values.to(dtype), bias)
+        sink = self.capture
+        if sink is not None and out.requires_grad and not tracing:
+            seen = packed.detach()
+            out.register_hook(lambda slope: sink.append((_samples(seen), _samples(slope))))
+        y = leave(self._finish(out), lead, keep=self.keep_packed and not tracing and self.values.dtype == dtype)
+        return y if torch.is_autocast_enabled("cpu") else y.to(self.values.dtype)
+
+    def _prepare(self, packed: Tensor) -> Tensor:
+        return packed
+
+    def _product(self, packed: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def _finish(self, packed: Tensor) -> Tensor:
+        return packed
+
+    def dense_gradient(self, rows: slice, captured: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """Gradient of the dense weight's ``rows``, (rows, columns), of what `capture` holds; summed over its items."""
+        raise NotImplementedError
+
+    def _check_index(self) -> None:
+        """Kernels trust the index: look through it once after it was loaded, moved or changed."""
+        index = self.index
+        state = (index, -1 if index.is_inference() else index._version, self.count)
+        if self._trusted is None or self._trusted[0] is not index or self._trusted[1:] != state[1:]:
+            _checks.check_device(self.values)
+            if not index.is_meta:
+                sparse.check(index, self.matrix, self.count, self.taps)
+            self._trusted = state
+
+    # -- loading --
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Values travel with their index, of another count too; what does not fit is refused, nothing changed."""
+        values, index = state_dict.get(f"{prefix}values"), state_dict.get(f"{prefix}index")
+        problem = _checks.misfit(values, index, state_dict.get(f"{prefix}bias"), self.bias, self.matrix, self.taps)
+        if problem:
+            error_msgs.append(f"sparse layer {prefix.rstrip('.') or 'at the root'}: {problem}")
+            return
+        if values is not None:
+            self._make_room(len(values), len(index))
+        given = (state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(*given)

@@ -1,0 +1,70 @@
+"""What a module must offer so that the values it holds can be trained, and moved, as a sparse weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from .topology import Support
+
+_OWN = ("capture", "weight_shape", "index", "positions", "ascending", "set_support", "dense_gradient")
+
+
+class Moved(Protocol):
+    """Where values went when a support changed: int64 places in storage order."""
+
+    @property
+    def old(self) -> Tensor:
+        """Places of the survivors before."""
+
+    @property
+    def new(self) -> Tensor:
+        """Places of the survivors, in the same order, after."""
+
+    @property
+    def born(self) -> Tensor:
+        """Places of newborn entries, after."""
+
+
+class SparseLayer(Protocol):
+    """A module that holds the active entries of its weight only: `gossamer.nn.SparseWeight`, seen from below.
+
+    values: 1-D, in the order of `positions`. capture: None, or a list to which every backward pass appends what
+    `dense_gradient` needs of it.
+    """
+
+    values: nn.Parameter
+    capture: list[Any] | None
+
+    @property
+    def weight_shape(self) -> torch.Size:
+        """Shape of the dense weight, which does not exist."""
+
+    @property
+    def index(self) -> Tensor:
+        """Where the values lie, as bytes that only the kernels read."""
+
+    def positions(self) -> Tensor:
+        """Flat position of each value in the dense weight, int64."""
+
+    def ascending(self) -> tuple[Tensor, Tensor]:
+        """Flat positions in ascending order, and the place of each in storage order; int64."""
+
+    def set_support(self, support: Support) -> Moved:
+        """Move to another support; survivors keep their value, newborn entries are 0."""
+
+    def dense_gradient(self, rows: slice, captured: Sequence[Any]) -> Tensor:
+        """Gradient of some rows of the dense weight, (rows, columns), summed over what was captured."""
+
+
+def is_sparse_layer(module: object) -> TypeGuard[SparseLayer]:
+    """Whether a module is one."""
+    return isinstance(module, nn.Module) and "values" in module._parameters and all(hasattr(module, n) for n in _OWN)
+
+
+def layer_of(module: nn.Module, parameter: Tensor) -> SparseLayer | None:
+    """The module as a sparse layer if the parameter holds its values, else None."""
+    return module if is_sparse_layer(module) and module.values is parameter else None

@@ -1,0 +1,286 @@
+"""A site whose weight exists only where it is active: the values of a sparse layer."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from . import candidates, distributed, optimizer_state
+from .errors import AttachError
+from .gate import GradientGate
+from .inactive import Zero
+from .site import Site
+from .sparse_layer import Moved, SparseLayer, is_sparse_layer
+from .topology import Entries, Score, Support
+from .traits import ALWAYS, check_saved, over_support
+
+
+@dataclass(frozen=True)
+class _Growth:
+    """What is kept of a step that decides where to grow.
+
+    captured: of its backward passes. factor: from the gradient these give to the one that the optimizer consumes.
+    gradient: that one, of the values.
+    """
+
+    captured: list[Any]
+    factor: float
+    gradient: Tensor
+
+
+@dataclass
+class SparseSite(Site):
+    """The values of a sparse layer, of which nothing of the size of the dense weight is ever made.
+
+    rewires: whether the method moves entries.
+    born: int32 in storage order, the step at which an entry became active; None where the method does not ask.
+    """
+
+    rewires: bool = True
+    born: Tensor | None = field(init=False, default=None, repr=False)
+    _growth: _Growth | None = field(init=False, default=None, repr=False)
+    _candidates: Tensor | None = field(init=False, default=None, repr=False)  # flat positions, between two calls
+    _count: int = field(init=False)
+    _seen: int = field(init=False, default=0, repr=False)  # captures that belong to gradients which have arrived
+    _before: weakref.ref[Tensor] | None = field(init=False, default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.gate = GradientGate(self.parameter, self.whole_mask)  # open: there is nothing off the support
+        self._count = self.count
+
+    # -- reading --
+
+    @property
+    def layer(self) -> SparseLayer:
+        """The module."""
+        assert is_sparse_layer(self.module)
+        return self.module
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the whole weight."""
+        return self.layer.weight_shape
+
+    @property
+    def count(self) -> int:
+        """Number of active entries."""
+        return self.parameter.numel()
+
+    def support(self) -> Support:
+        """The support of the whole weight."""
+        return Support.from_index(self._ascending()[0], self.shape)
+
+    def whole_mask(self) -> Tensor:
+        """The support as a bool mask, of the size of the dense weight: for those who watch."""
+        return self.support().mask
+
+    def bytes(self) -> int:
+        """What this site holds beside values and optimizer between steps, on this rank."""
+        return self.layer.index.nbytes + (0 if self.born is None else self.born.nbytes)
+
+    def _ascending(self) -> tuple[Tensor, Tensor]:
+        """Flat positions in ascending order, and their places in storage order."""
+        return self.layer.ascending()
+
+    def check_identity(self) -> None:
+        """Raise if the layer now holds another Parameter, or another number of values, than at the last rewiring."""
+        super().check_identity()
+        if self.count != self._count:
+            raise AttachError(
+                f"{self.name} has {self.count} values now and had {self._count} when its support was last set; call "
+                "sparsify() after loading a model of other counts, or load the sparsifier's state with it"
+            )
+
+    # -- the optimizer and the gradient --
+
+    def check_optimizer(self, optimizer: Optimizer, needs: frozenset[str]) -> None:
+        """Say what treats a vector of values unlike a matrix; raise where that cannot work."""
+        optimizer_state.check_vector(optimizer, self.name, moved=self.rewires)
+        if distributed.is_sharded(self.parameter):
+            raise AttachError(
+                f"the values of {self.name} are sharded (FSDP2), but a sparse layer needs all of them; use DDP, or "
+                'convert(model, method, layout="dense")'
+            )
+
+    def install(self) -> list[RemovableHandle]:
+        """Register the hooks that see gradients arrive."""
+        disable = torch.compiler.disable
+        own = self.parameter.register_hook(disable(self._arriving))
+        return [*self.gate.install(), own, self.parameter.register_post_accumulate_grad_hook(disable(self._arrived))]
+
+    def release(self) -> None:
+        """Stop capturing."""
+        self.layer.capture = None
+        self.forget_gradient()
+
+    def arm(self, *, growing: bool) -> None:
+        """Set whether the next backward pass keeps what a dense gradient can be had from."""
+        self.layer.capture, self._seen = ([] if growing else None), 0
+
+    def _arriving(self, grad: Tensor) -> None:
+        """Where this gradient begins a sum, after zero_grad(), what was captured before is none of it."""
+        held, captured = self.parameter.grad, self.layer.capture
+        if captured and self._seen and (held is None or not bool(held.count_nonzero())):
+            del captured[: self._seen]
+
+    def _arrived(self, parameter: Tensor) -> None:
+        self._seen = len(self.layer.capture or ())
+
+    def stash_gradient(self, scale: float) -> None:
+        """Keep what the dense, unscaled gradient can be had from."""
+        grad, captured = self.parameter.grad, self.layer.capture
+        if grad is None:  # the weight took no part in this backward pass
+            return
+        if not captured:
+            raise AttachError(
+                f"{self.name} got a gradient, but its layer kept nothing to compute that of inactive entries from, as "
+                "in a compiled forward pass; leave the model uncompiled, or use a method that grows without gradients, "
+                "such as set"
+            )
+        self._growth = _Growth(list(captured), self._factor(grad, captured) / scale, grad.detach() / scale)
+
+    def forget_gradient(self) -> None:
+        """Drop what was stashed."""
+        self._growth = None
+
+    def _factor(self, grad: Tensor, captured: list[Any]) -> float:
+        """What unscaling and clipping multiplied gradients by, read off the row of the largest one."""
+        if not self.count:
+            return 1.0
+        columns, (positions, order) = self.shape.numel() // self.shape[0], self._ascending()
+        row = int((order == grad.abs().argmax()).nonzero())
+        row = int(positions[row]) // columns
+        first, last = torch.searchsorted(positions, torch.tensor([row * columns, (row + 1) * columns])).tolist()
+        mine = self._raw_gradient(captured, row, row + 1)[positions[first:last] - row * columns].double()
+        kept = grad[order[first:last]].double()
+        factor = float((mine @ kept) / (mine @ mine))
+        return 1.0 if not math.isfinite(factor) or abs(factor - 1) < 1e-3 else factor  # within rounding
+
+    def _raw_gradient(self, captured: list[Any], first: int, last: int) -> Tensor:
+        """The gradient of some rows, flat, averaged over ranks."""
+        part = self.layer.dense_gradient(slice(first, last), captured).reshape(-1)
+        if distributed.active():
+            dist.all_reduce(part)
+            part /= dist.get_world_size()
+        return part
+
+    def _gradient(self, begin: int, end: int) -> Tensor:
+        """The unscaled gradient of a range of flat positions, whole rows."""
+        if self._growth is None:
+            return torch.zeros(end - begin, dtype=self.parameter.dtype)
+        columns = self.shape.numel() // self.shape[0]
+        part = self._raw_gradient(self._growth.captured, begin // columns, end // columns)
+        return part if self._growth.factor == 1.0 else part.mul_(self._growth.factor)
+
+    def abandon_step(self) -> None:
+        """Forget a step that raised."""
+        self.forget_gradient()
+        self.arm(growing=self.layer.capture is not None)
+
+    # -- supports --
+
+    def start(self, mask: Tensor | None, needs: frozenset[str], signs: torch.Generator | None) -> None:
+        """Begin with the layer's own support; `mask` and `signs` are those of sites that are given one."""
+        if "age" in needs:
+            self.born = torch.full((self.count,), ALWAYS, dtype=torch.int32)
+
+    def active(self, needs: frozenset[str], step: int) -> candidates.Active:
+        """The active entries, in ascending order."""
+        positions, order = self._ascending()
+        weight = self.parameter.detach()[order]
+        grad = None
+        if "grad" in needs:
+            grad = torch.zeros_like(weight) if self._growth is None else self._growth.gradient[order]
+        age = step - self.born[order] if "age" in needs and self.born is not None else None
+        return candidates.Active(positions, Entries(weight, torch.ones_like(weight, dtype=torch.bool), grad, age=age))
+
+    def candidates(
+        self, active: candidates.Active, most: int, grow: Score | None, generator: torch.Generator | None
+    ) -> Entries:
+        """Entries that a rule can choose from: `active` ones, and the best others of which `most` can grow.
+
+        Raises:
+            DivergedError: the score of an inactive entry is not finite.
+        """
+        gradient = self._gradient if grow is not None and "grad" in grow.needs else None
+        self._candidates, entries = candidates.gather(active, self.shape, most, grow, gradient, generator)
+        return entries
+
+    def assign(self, mask: Tensor, step: int, generator: torch.Generator | None = None) -> None:
+        """Change to the entries in `mask`, over the last `candidates`.
+
+        step: completed optimizer steps. generator: for the values of newborn entries that do not start at zero.
+        """
+        assert self._candidates is not None
+        chosen, self._candidates = self._candidates[mask], None
+        self.forget_gradient()
+        self._move(Support.from_index(chosen, self.shape), step, generator)
+
+    @torch.no_grad()
+    def _move(self, support: Support, step: int, generator: torch.Generator | None = None) -> None:
+        """Let values, optimizer slots and ages follow to another support."""
+        assert isinstance(self.inactive, Zero)
+        held = optimizer_state.slots(self.optimizer, self.parameter)
+        moves = self.layer.set_support(support)
+        self._count = self.count
+        if self.optimizer is not None:
+            optimizer_state.relocate_slots(self.optimizer, self.parameter, held, moves, self.inactive.newborn)
+        self._age(moves, step)
+        if generator is not None and len(moves.born):
+            self._draw(moves.born, generator)
+
+    def _age(self, moves: Moved, step: int) -> None:
+        if self.born is not None:
+            born = torch.full((self.count,), step, dtype=torch.int32)
+            born[moves.new] = self.born[moves.old]
+            self.born = born
+
+    def _draw(self, born: Tensor, generator: torch.Generator) -> None:
+        assert isinstance(self.inactive, Zero)
+        found = self.layer.positions()[born].sort(stable=True)
+        drawn = candidates.normals_at(found.values, self.shape.numel(), generator) * self.inactive.newborn_std
+        self.parameter.detach()[born[found.indices]] = drawn.to(self.parameter.dtype)
+
+    def synchronise(self) -> None:
+        """Take rank 0's support and values. A collective."""
+        count = distributed.broadcast(torch.tensor(self.count))
+        mine = self._ascending()[0]
+        positions = mine if len(mine) == int(count) else mine.new_zeros(int(count))
+        before = positions.clone()
+        if not torch.equal(distributed.broadcast(positions), before) or len(mine) != int(count):
+            self._move(Support.from_index(positions, self.shape), ALWAYS)
+        distributed.broadcast(self.parameter.detach())
+        if self.born is not None:
+            distributed.broadcast(self.born)
+
+    # -- saving --
+
+    def saved_traits(self) -> dict[str, Tensor]:
+        """What is remembered per active entry, in ascending order."""
+        return {} if self.born is None else {"born": self.born[self._ascending()[1]]}
+
+    def check_state(self, support: Support, trainable: Tensor | None, traits: Mapping[str, Tensor]) -> None:
+        """Raise if a saved support or traits, of all entries or of the active ones, do not fit this weight."""
+        super().check_state(support, trainable, traits)
+        check_saved(self.name, traits, set() if self.born is None else {"born"}, support)
+
+    def load(self, support: Support, trainable: Tensor | None, traits: Mapping[str, Tensor]) -> None:
+        """Take over what `check_state` found to fit."""
+        self.forget_gradient()
+        positions, order = self._ascending()
+        if not torch.equal(support.index, positions):
+            self._move(support, 0)
+            order = self._ascending()[1]
+        self._count = self.count
+        if "born" in traits:
+            self.born = torch.empty(self.count, dtype=torch.int32)
+            self.born[order] = over_support(traits["born"], support)

@@ -1,0 +1,96 @@
+"""Run by torch.distributed.run on two gloo processes: sparse layers under DDP; rank 0 writes what was found as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import gossamer
+from gossamer import methods
+from gossamer.errors import GossamerError
+
+from .worker import BATCH, STEPS, data, net
+
+
+def recipes() -> dict[str, gossamer.Method]:
+    return {
+        "static": methods.static(0.3),
+        "set": methods.set_(0.3, every=3),
+        "set-drawn": methods.set_(0.3, every=3, newborn_std=0.1, grace=7),
+        "rigl": methods.rigl(0.3, every=3, fraction=0.5),
+        "rigl-itop": methods.rigl_itop(0.3, every=3),
+    }
+
+
+def train(method: gossamer.Method, *, share: bool, seed: int = 0, wrap_first: bool = True) -> dict[str, Any]:
+    """`share`: every rank sees its half of the batch under DDP; seed: of the model before ranks agree."""
+    model = gossamer.convert(net(seed), method, seed=5 + seed, total_steps=STEPS)
+    wrapped: nn.Module = DistributedDataParallel(model) if share and wrap_first else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    sparsifier = gossamer.sparsify(wrapped, method, optimizer, total_steps=STEPS, seed=5)
+    if share and not wrap_first:
+        wrapped = DistributedDataParallel(model)
+    half = slice(dist.get_rank() * BATCH // 2, (dist.get_rank() + 1) * BATCH // 2) if share else slice(None)
+    digests = []
+    for step in range(STEPS):
+        x, y = data(step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(wrapped(x[half]), y[half]).backward()
+        optimizer.step()
+        digests.append([s.digest() for s in sparsifier.supports.values()])
+    found = {name: p.detach().clone() for name, p in model.named_parameters()}
+    sparsifier.detach()
+    return {"weights": found, "digests": digests}
+
+
+def equal(name: str, **how: Any) -> dict[str, Any]:
+    alone, joined = train(recipes()[name], share=False), train(recipes()[name], share=True, **how)
+    moved = sum(x != y for x, y in zip(alone["digests"], alone["digests"][1:], strict=False))
+    return {
+        "difference": max(float((alone["weights"][n] - w).abs().max()) for n, w in joined["weights"].items()),
+        "supports_equal": alone["digests"] == joined["digests"],
+        "rewirings": moved,
+    }
+
+
+def refused() -> dict[str, Any]:
+    method = methods.dsr(0.3, every=3)
+    model = gossamer.convert(net(0), method, total_steps=STEPS)
+    try:
+        gossamer.sparsify(model, method, torch.optim.SGD(model.parameters(), lr=0.1), total_steps=STEPS)
+    except GossamerError as error:
+        return {"message": str(error)}
+    return {"message": ""}
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    checks = {f"ddp:{name}": lambda name=name: equal(name) for name in recipes()}
+    # Ranks that start from other weights and other supports: rank 0 has seed 0.
+    checks |= {f"before:{n}": lambda n=n: equal(n, seed=dist.get_rank(), wrap_first=False) for n in recipes()}
+    checks["refused"] = refused
+    found: dict[str, Any] = {}
+    for name, check in checks.items():
+        try:
+            mine = check()
+        except Exception:
+            mine = {"error": traceback.format_exc()}
+        everyone: list[Any] = [None, None]
+        dist.all_gather_object(everyone, mine)
+        found[name] = {"ranks": everyone}
+    if dist.get_rank() == 0:
+        with open(sys.argv[1], "w") as file:
+            json.dump(found, file)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Random shapes through every kernel; run by test_sanitizers.py with a library that watches its memory accesses."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import torch
+
+from gossamer.errors import ConfigError
+from gossamer.kernels import rewire, select, sparse
+from gossamer.kernels.cpu import library
+
+from .forcing import available, forced, products, some_positions
+
+
+def linear(draw: random.Random) -> None:
+    rows, columns, batch = (draw.choice([1, draw.randint(1, 50), draw.randint(1, top)]) for top in (1500, 700, 150))
+    flat = some_positions(rows, columns, draw.choice([0.0, 0.01, 0.2, 1.0]), draw.randrange(1000))
+    bias = torch.randn(rows) if draw.random() < 0.5 else None
+    products(torch.randn(batch, columns), torch.randn(rows, columns), bias, torch.randn(batch, rows), flat)
+
+
+def conv(draw: random.Random) -> None:
+    groups = draw.choice([1, 1, 2, 3])
+    kernel = (draw.randint(1, 4), draw.randint(1, 4))
+    stride, padding, dilation = ([draw.randint(low, low + 2) for _ in "yx"] for low in (1, 0, 1))
+    size = [draw.randint(1, 12) + d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    shape = (groups * draw.randint(1, 12), draw.randint(1, 12), *kernel)
+    columns = shape[1] * kernel[0] * kernel[1]
+    flat = some_positions(shape[0], columns, draw.choice([0.0, 0.05, 0.4, 1.0]), draw.randrange(1000))
+    index, _ = sparse.build(flat, (shape[0], columns), kernel[0] * kernel[1])
+    values = torch.randn(len(flat), requires_grad=True)
+    x = torch.randn(draw.randint(1, 40), shape[1] * groups, *size, requires_grad=True)
+    bias = torch.randn(shape[0]) if draw.random() < 0.5 else None
+    packed = sparse.conv(sparse.pack(x), values, index, bias, shape, stride, padding, dilation, groups)
+    sparse.unpack(packed, len(x)).square().sum().backward()
+
+
+def damaged(draw: random.Random) -> None:
+    rows, columns = draw.randint(1, 1200), draw.randint(1, 300)
+    flat = some_positions(rows, columns, draw.choice([0.01, 0.3]), draw.randrange(1000))
+    index, _ = sparse.build(flat, (rows, columns))
+    for _ in range(100):
+        bytes_ = index.clone()
+        for _ in range(draw.choice([1, 3])):
+            bytes_[draw.randrange(draw.choice([96, len(index)]))] = draw.randrange(256)
+        try:
+            sparse.check(bytes_, (rows, columns), len(flat))
+        except ConfigError:
+            continue
+        x = sparse.pack(torch.randn(20, columns))
+        sparse.linear(x, torch.randn(len(flat)), bytes_, None, rows)
+        sparse.positions(bytes_, len(flat))
+
+
+def split(draw: random.Random) -> None:
+    weights = [torch.randn(draw.randint(1, 80), draw.randint(1, 80)) for _ in range(draw.randint(1, 3))]
+    active = [torch.rand(w.shape) < 0.3 for w in weights]
+    count = draw.randint(0, sum(w.numel() for w in weights))
+    select.split(weights, active, [torch.empty_like(w) for w in weights], count)
+
+
+def lists(draw: random.Random) -> None:
+    shape = (draw.randint(1, 1200), draw.randint(1, 300))
+    found = []
+    for _ in range(2):
+        flat = some_positions(*shape, draw.choice([0.0, 0.01, 0.3, 1.0]), draw.randrange(1000))
+        found.append(rewire.ascending(sparse.build(flat, shape)[0], len(flat)))
+    rewire.compare(found[0], found[1])
+    rewire.above(torch.randn(shape[0] * shape[1]), draw.uniform(-1, 2), found[0][0])
+
+
+def main() -> None:
+    library.LIBRARY = Path(sys.argv[1])
+    torch.set_num_threads(2)
+    paths = [path for path in available() if path != "reference"]
+    assert paths, "the library does not load"
+    for path in paths:
+        draw = random.Random(0)
+        torch.manual_seed(0)
+        with forced(path):
+            for _ in range(int(sys.argv[2])):
+                for check in (linear, conv, damaged, split, lists):
+                    check(draw)
+    sys.stdout.write(f"clean: {' '.join(paths)}\n")
+
+
+if __name__ == "__main__":
+    main()

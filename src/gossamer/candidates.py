@@ -152,19 +152,18 @@ def gather(
     if most:
         known, best = scan.best(best.most)
     found = best.result()
-    place = torch.from_numpy(np.searchsorted(active.positions.numpy(), found.positions.numpy()))
-    old = torch.ones(len(known) + len(place), dtype=torch.bool)
-    old[place + torch.arange(len(place))] = False
+    old, new = rewire.merge(active.positions, found.positions)
 
     def merged(mine: Tensor, others: Tensor | float) -> Tensor:
-        both = mine.new_empty(len(old))
-        both[old], both[~old] = mine, torch.as_tensor(others, dtype=mine.dtype)
+        both = mine.new_empty(len(old) + len(new))
+        both.numpy()[old.numpy()] = mine.numpy()  # several times faster than torch's own
+        both[new] = torch.as_tensor(others, dtype=mine.dtype)
         return both
 
     given = active.entries
     entries = Entries(
         weight=merged(given.weight, 0.0),
-        active=old,
+        active=merged(given.active, False),
         grad=None if given.grad is None else merged(given.grad, found.grads),
         age=None if given.age is None else merged(given.age, 0),
         slots={} if grow is None else {_SCORED: merged(known, found.scores)},

@@ -352,7 +352,7 @@ def test_masks_serve_as_supports() -> None:
 def test_auto_swaps_what_was_measured_to_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def judge(shape: Any, count: int, layout: str) -> measure.Verdict:
+    def judge(shape: Any, count: int, layout: str, every: float) -> measure.Verdict:
         asked.append((shape.weight, shape.batch, count, layout))
         fast = shape.weight == (40, 48)
         return measure.Verdict(fast, 2.0 if fast else 0.8, "2.00x dense" if fast else "no speed-up here: 0.80x dense")

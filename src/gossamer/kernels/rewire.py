@@ -36,6 +36,19 @@ def compare(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> tupl
     return kept[:survivors], moved[:survivors], born[: len(new) - survivors]
 
 
+def merge(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where the entries of two ascending lists without common entries lie in their union."""
+    library = native()
+    if library is None:
+        here = torch.searchsorted(first, second) + torch.arange(len(second))
+        there = torch.ones(len(first) + len(second), dtype=torch.bool)
+        there[here] = False
+        return there.nonzero().view(-1), here
+    places = torch.empty_like(first), torch.empty_like(second)
+    call(library.merge, first, len(first), second, len(second), *places)
+    return places
+
+
 def above(score: Tensor, limit: float, active: Tensor) -> Tensor | None:
     """Return the ascending numbers of the scores above ``limit`` that are not in the ascending list ``active``.
 

@@ -44,7 +44,7 @@ def blocks(shape: tuple[int, int], count: int, taps: int = 1) -> tuple[int, int]
     rows, columns = shape
     density = max(count, 1) / (rows * columns)
     wanted = 2 ** round(math.log2(12.8 / density))
-    width = min(max(64, min(wanted, 4096, columns // 4)), columns)
+    width = min(max(64, min(wanted, 8192, columns // 4)), columns)
     if taps > 1:
         width = min(max(taps, width // taps * taps), columns)
         return min(max(32, min(32 * columns // taps, 1024)), rows), width

@@ -27,6 +27,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "index_positions": (None, [_P, _P]),
     "index_ascending": (None, [_P, _P, _P, _I]),
     "moves": (_N, [_P, _P, _N, _P, _P, _N, _P, _P, _P]),
+    "merge": (None, [_P, _N, _P, _N, _P, _P]),
     "collect": (_N, [_P, _N, ctypes.c_float, _P, _N, _P, _I]),
     "gather": (None, [_P, _P, _P, _I]),
     "split": (_I, [_N, _P, _P, _P, _P, _P, _N, ctypes.c_char_p, _I]),

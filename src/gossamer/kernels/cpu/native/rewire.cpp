@@ -104,3 +104,14 @@ GOSSAMER_EXPORT int64_t gossamer_collect(const float* score, int64_t count, floa
   }
   return kept;
 }
+
+// Where the entries of two ascending lists without common entries lie in their union.
+GOSSAMER_EXPORT void gossamer_merge(const int64_t* first, int64_t first_count, const int64_t* second,
+                                    int64_t second_count, int64_t* first_at, int64_t* second_at) {
+  int64_t i = 0;
+  for (int64_t j = 0; j < second_count; ++j) {
+    for (; i < first_count && first[i] < second[j]; ++i) first_at[i] = i + j;
+    second_at[j] = i + j;
+  }
+  for (; i < first_count; ++i) first_at[i] = i + second_count;
+}

@@ -165,6 +165,8 @@ def rewire(
     """
     counts, reach = _next_counts(method, sites, step), method.reach_counts(shapes(sites), step)
     for key, group in _groups(method, sites).items():
+        if reach is None and _exchanged(method, group, counts, seed, step):
+            continue
         remembered = memory.setdefault(key, {})
 
         def choose(numbers: Mapping[str, int]) -> list[Tensor]:
@@ -185,6 +187,14 @@ def rewire(
             site.assign(mask, step, _newborn_generator(site, seed, step))
             if trained is not None and isinstance(site, DenseSite):
                 site.traits.set_reach(trained | mask)
+
+
+def _exchanged(method: Method, group: Sequence[AnySite], counts: Mapping[str, int], seed: int, step: int) -> bool:
+    site = group[0]
+    if len(group) > 1 or not isinstance(site, SparseSite):
+        return False
+    newborn = _newborn_generator(site, seed, step)
+    return site.exchange(method.rule, method.structure, counts[site.name], step, newborn)
 
 
 def _at_once(method: Method, group: Sequence[AnySite], total: int) -> list[Tensor] | None:

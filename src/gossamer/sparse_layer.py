@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from .topology import Support
 
-_OWN = ("capture", "weight_shape", "index", "positions", "ascending", "set_support", "dense_gradient")
+_OWN = (
+    "capture",
+    "weight_shape",
+    "index",
+    "positions",
+    "ascending",
+    "set_support",
+    "dense_gradient",
+    "gradient_factors",
+)
 
 
 class Moved(Protocol):
@@ -53,11 +62,14 @@ class SparseLayer(Protocol):
     def ascending(self) -> tuple[Tensor, Tensor]:
         """Flat positions in ascending order, and the place of each in storage order; int64."""
 
-    def set_support(self, support: Support) -> Moved:
-        """Move to another support; survivors keep their value, newborn entries are 0."""
+    def set_support(self, support: Support, before: tuple[Tensor, Tensor] | None = None) -> Moved:
+        """Move to another support; survivors keep their value, newborn entries are 0. before: `ascending()` if known."""
 
     def dense_gradient(self, rows: slice, captured: Sequence[Any]) -> Tensor:
         """Gradient of some rows of the dense weight, (rows, columns), summed over what was captured."""
+
+    def gradient_factors(self, captured: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+        """Two matrices, (rows, samples) and (columns, samples), whose product is that gradient; None if there are none."""
 
 
 def is_sparse_layer(module: object) -> TypeGuard[SparseLayer]:

@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from . import candidates, distributed, optimizer_state
+from . import candidates, distributed, exchange, optimizer_state
 from .errors import AttachError
 from .gate import GradientGate
 from .inactive import Zero
+from .kernels.screen import Product
 from .site import Site
 from .sparse_layer import Moved, SparseLayer, is_sparse_layer
-from .topology import Entries, Score, Support
+from .topology import Entries, Rule, Score, Structure, Support
 from .traits import ALWAYS, check_saved, over_support
 
 
@@ -49,6 +50,7 @@ class SparseSite(Site):
     born: Tensor | None = field(init=False, default=None, repr=False)
     _growth: _Growth | None = field(init=False, default=None, repr=False)
     _candidates: Tensor | None = field(init=False, default=None, repr=False)  # flat positions, between two calls
+    _order: tuple[Tensor, Tensor] | None = field(init=False, default=None, repr=False)  # during a rewiring
     _count: int = field(init=False)
     _seen: int = field(init=False, default=0, repr=False)  # captures that belong to gradients which have arrived
     _before: weakref.ref[Tensor] | None = field(init=False, default=None, repr=False)
@@ -89,7 +91,7 @@ class SparseSite(Site):
 
     def _ascending(self) -> tuple[Tensor, Tensor]:
         """Flat positions in ascending order, and their places in storage order."""
-        return self.layer.ascending()
+        return self._order or self.layer.ascending()
 
     def check_identity(self) -> None:
         """Raise if the layer now holds another Parameter, or another number of values, than at the last rewiring."""
@@ -150,7 +152,7 @@ class SparseSite(Site):
 
     def forget_gradient(self) -> None:
         """Drop what was stashed."""
-        self._growth = None
+        self._growth = self._order = None
 
     def _factor(self, grad: Tensor, captured: list[Any]) -> float:
         """What unscaling and clipping multiplied gradients by, read off the row of the largest one."""
@@ -195,7 +197,7 @@ class SparseSite(Site):
 
     def active(self, needs: frozenset[str], step: int) -> candidates.Active:
         """The active entries, in ascending order."""
-        positions, order = self._ascending()
+        self._order = positions, order = self._ascending()
         weight = self.parameter.detach()[order]
         grad = None
         if "grad" in needs:
@@ -222,15 +224,32 @@ class SparseSite(Site):
         """
         assert self._candidates is not None
         chosen, self._candidates = self._candidates[mask], None
-        self.forget_gradient()
         self._move(Support.from_index(chosen, self.shape), step, generator)
+
+    def exchange(
+        self, rule: Rule, structure: Structure, total: int, step: int, generator: torch.Generator | None
+    ) -> bool:
+        """Rewire this weight at once, see `exchange`; False: nothing was done. generator: as in `assign`."""
+        growth, plain = self._growth, self.parameter.dtype == torch.float32 and not distributed.active()
+        dropped = exchange.dropped(rule, structure, self.count, total, step)
+        factors = self.layer.gradient_factors(growth.captured) if growth and dropped is not None and plain else None
+        if growth is None or dropped is None or factors is None:
+            return False
+        product = Product(factors[0].mul_(growth.factor), factors[1])
+        values, gradient = self.parameter.detach(), growth.gradient
+        chosen = exchange.exchanged(*self._ascending(), values, gradient, product, dropped, total)
+        if chosen is None:
+            return False
+        self._move(Support(self.shape, len(chosen), chosen, "index"), step, generator)
+        return True
 
     @torch.no_grad()
     def _move(self, support: Support, step: int, generator: torch.Generator | None = None) -> None:
         """Let values, optimizer slots and ages follow to another support."""
         assert isinstance(self.inactive, Zero)
         held = optimizer_state.slots(self.optimizer, self.parameter)
-        moves = self.layer.set_support(support)
+        moves = self.layer.set_support(support, self._ascending())
+        self.forget_gradient()
         self._count = self.count
         if self.optimizer is not None:
             optimizer_state.relocate_slots(self.optimizer, self.parameter, held, moves, self.inactive.newborn)

@@ -20,20 +20,23 @@ def ascending(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return flat, place
 
 
-def compare(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def compare(before: tuple[Tensor, Tensor], flat: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the places, before and after, of positions in both lists, and the places of those in the second alone.
 
-    before, after: as `ascending` returns them.
+    before: as `ascending` returns it. flat, order: the new positions, ascending, and the order in which they are
+        stored, see `sparse.build`.
     """
-    (old, source), (new, place), library = before, after, native()
+    (old, source), library = before, native()
     if library is None:
-        nearest = torch.searchsorted(old, new).clamp_(max=max(0, len(old) - 1))
-        both = old[nearest] == new if len(old) else torch.zeros_like(new, dtype=torch.bool)
-        return source[nearest[both]], place[both], place[~both]
-    room = min(len(old), len(new))
-    kept, moved, born = (torch.empty(size, dtype=torch.int64) for size in (room, room, len(new)))
-    survivors = call(library.moves, old, source, len(old), new, place, len(new), kept, moved, born)
-    return kept[:survivors], moved[:survivors], born[: len(new) - survivors]
+        stored = flat[order]
+        nearest = torch.searchsorted(old, stored).clamp_(max=max(0, len(old) - 1))
+        both = old[nearest] == stored if len(old) else torch.zeros_like(stored, dtype=torch.bool)
+        return source[nearest[both]], both.nonzero().view(-1), (~both).nonzero().view(-1)
+    room = min(len(old), len(flat))
+    kept, moved, born = (torch.empty(size, dtype=torch.int64) for size in (room, room, len(flat)))
+    lists = old, source, len(old), flat, order, len(flat)
+    survivors = call(library.moves, *lists, kept, moved, born, threads())
+    return kept[:survivors], moved[:survivors], born[: len(flat) - survivors]
 
 
 def merge(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,6 +50,15 @@ def merge(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     places = torch.empty_like(first), torch.empty_like(second)
     call(library.merge, first, len(first), second, len(second), *places)
     return places
+
+
+def union(first: Tensor, second: Tensor) -> Tensor:
+    """Return the union, ascending, of two ascending lists without common entries."""
+    here, there = merge(first, second)
+    both = first.new_empty(len(first) + len(second))
+    both.numpy()[here.numpy()] = first.numpy()  # several times faster than torch's own
+    both.numpy()[there.numpy()] = second.numpy()
+    return both
 
 
 def above(score: Tensor, limit: float, active: Tensor) -> Tensor | None:

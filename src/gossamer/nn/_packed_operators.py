@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import sparse
+from ..kernels import pooling, sparse
 from .packed import HANDLERS, Cell, Handler, PackedActivation, clear_padding
 
 aten = torch.ops.aten
@@ -188,23 +188,29 @@ def _packed_gradient(grad: Tensor) -> Tensor:
     return grad.packed() if isinstance(grad, PackedActivation) else sparse.pack(grad)
 
 
+def _pool_settings(kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> list[Any]:
+    """Two numbers each; torch takes the kernel where no stride is given."""
+    pairs = [([each] * 2 if isinstance(each, int) else (list(each) * 2)[:2]) for each in (kernel, padding, dilation)]
+    steps = [stride] * 2 if isinstance(stride, int) else (list(stride) * 2)[:2]
+    return [pairs[0], steps or pairs[0], *pairs[1:], ceil]
+
+
 @_handles("max_pool2d_with_indices")
 def _max_pool(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    x, *window, dilation, ceil = _padded(args, None, None, (), 0, 1, False)
+    x, *window = _padded(args, None, None, (), 0, 1, False)
     if not _is_image(x) or kwargs:
         return NotImplemented
-    out, places = aten.max_pool3d_with_indices(x.packed(), *_window(*window), _volume(dilation, 1), ceil)
-    return _like(out, x), _like(places // _LANES, x)  # a place in the image, not in the volume
+    out, places = pooling.max_pool(x.packed(), *_pool_settings(*window))
+    return _like(out, x), _like(places, x)
 
 
 @_handles("max_pool2d_with_indices_backward")
 def _max_pool_backward(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    grad, x, *window, dilation, ceil, places = args
+    grad, x, *window, places = args
     if not _is_image(x) or not _is_packed(places):
         return NotImplemented
-    voxels = places.packed() * _LANES + torch.arange(_LANES)
-    settings = (*_window(*window), _volume(dilation, 1), ceil)
-    return _like(aten.max_pool3d_with_indices_backward(_packed_gradient(grad), x.packed(), *settings, voxels), x)
+    settings = _pool_settings(*window)
+    return _like(pooling.max_pool_backward(_packed_gradient(grad), x.packed(), places.packed(), *settings), x)
 
 
 @_handles("avg_pool2d")

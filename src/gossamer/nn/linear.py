@@ -103,5 +103,11 @@ class SparseLinear(SparseWeight):
             total = left @ x if total is None else total.addmm_(left, x)
         return self.values.new_zeros(self.weight_shape)[rows] if total is None else total
 
+    @torch.no_grad()
+    def gradient_factors(self, captured: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return (rows, samples) and (columns, samples) whose product is the gradient of the dense weight."""
+        inputs, slopes = zip(*captured, strict=True)
+        return torch.cat(slopes).t().contiguous(), torch.cat(inputs).t().contiguous()
+
     def _sizes(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"

@@ -165,8 +165,10 @@ class SparseWeight(nn.Module):
             nn.init.uniform_(self.bias, -1 / math.sqrt(columns), 1 / math.sqrt(columns))
 
     @torch.no_grad()
-    def set_support(self, support: Support) -> Moves:
+    def set_support(self, support: Support, before: tuple[Tensor, Tensor] | None = None) -> Moves:
         """Change to another support: surviving values move with their entries, newborn ones are zero.
+
+        before: what `ascending` returns, if that is known.
 
         At an equal count all happens in place. At another one, ``values`` stays the same Parameter, with new memory and
         without a gradient.
@@ -176,9 +178,8 @@ class SparseWeight(nn.Module):
         """
         _checks.check_shape(support, self.weight_shape)
         flat = support.index.cpu()
-        index, _ = sparse.build(flat, self.matrix, self.taps)
-        before, after = self.ascending(), rewire.ascending(index, len(flat))
-        moves = Moves(*rewire.compare(before, after))
+        index, order = sparse.build(flat, self.matrix, self.taps)
+        moves = Moves(*rewire.compare(before or self.ascending(), flat, order))
         values = self.values.new_zeros(len(flat))
         values[moves.new] = self.values[moves.old]
         self._make_room(len(flat), len(index))
@@ -287,6 +288,10 @@ class SparseWeight(nn.Module):
     def dense_gradient(self, rows: slice, captured: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         """Gradient of the dense weight's ``rows``, (rows, columns), of what `capture` holds; summed over its items."""
         raise NotImplementedError
+
+    def gradient_factors(self, captured: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
+        """Return (rows, samples) and (columns, samples) whose product is the gradient, if there are such."""
+        return None
 
     def _check_index(self) -> None:
         """Kernels trust the index: look through it once after it was loaded, moved or changed."""

@@ -26,9 +26,11 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "index_check": (_I, [_P, _N, _N, _N, _N]),
     "index_positions": (None, [_P, _P]),
     "index_ascending": (None, [_P, _P, _P, _I]),
-    "moves": (_N, [_P, _P, _N, _P, _P, _N, _P, _P, _P]),
+    "moves": (_N, [_P, _P, _N, _P, _P, _N, _P, _P, _P, _I]),
     "merge": (None, [_P, _N, _P, _N, _P, _P]),
     "collect": (_N, [_P, _N, ctypes.c_float, _P, _N, _P, _I]),
+    "screen": (_N, [_P, _I, _N, _N, _N, _P, _P, ctypes.c_float, _P, _N, _P, _I]),
+    "sampled_product": (None, [_P, _P, _N, _N, _P, _N, _P, _I]),
     "gather": (None, [_P, _P, _P, _I]),
     "split": (_I, [_N, _P, _P, _P, _P, _P, _N, ctypes.c_char_p, _I]),
     "pack": (None, [_P, _P, _N, _N, _I]),
@@ -37,6 +39,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "linear_backward": (None, [_P, _P, _P, _P, _P, _P, _N, _I]),
     "conv_forward": (None, [_P, _P, _P, _P, _P, _P, _I]),
     "conv_backward": (None, [_P, _P, _P, _P, _P, _P, _P, _I]),
+    "max_pool_forward": (None, [_P, _P, _P, _N, _P, _I]),
+    "max_pool_backward": (None, [_P, _P, _P, _N, _P, _I]),
 }
 
 

@@ -70,3 +70,26 @@ GOSSAMER_EXPORT void gossamer_conv_backward(const uint8_t* index, const float* v
                                             const gossamer::Geometry* geometry, int threads) {
   chosen->conv_backward(index, values, x, dy, dx, dvalues, geometry, threads);
 }
+
+// Where rows of a product, `values`, bfloat16 or float32, may exceed a limit: see `Screen`.
+GOSSAMER_EXPORT int64_t gossamer_screen(const void* values, int bfloat16, int64_t first_row, int64_t rows,
+                                        int64_t columns, const float* row_slack, const float* column_slack, float limit,
+                                        const int64_t* active, int64_t active_count, int64_t* found, int threads) {
+  const gossamer::Screen given{first_row, rows, columns, active_count, active, row_slack, column_slack, limit};
+  return chosen->screen(values, bfloat16, &given, found, threads);
+}
+
+GOSSAMER_EXPORT void gossamer_sampled_product(const float* left, const float* right, int64_t samples, int64_t columns,
+                                              const int64_t* positions, int64_t count, float* out, int threads) {
+  chosen->sampled_product(left, right, samples, columns, positions, count, out, threads);
+}
+
+GOSSAMER_EXPORT void gossamer_max_pool_forward(const float* x, float* out, int64_t* places, int64_t planes,
+                                               const gossamer::Window* window, int threads) {
+  chosen->max_pool_forward(x, out, places, planes, window, threads);
+}
+
+GOSSAMER_EXPORT void gossamer_max_pool_backward(const float* slope, const int64_t* places, float* dx, int64_t planes,
+                                                const gossamer::Window* window, int threads) {
+  chosen->max_pool_backward(slope, places, dx, planes, window, threads);
+}

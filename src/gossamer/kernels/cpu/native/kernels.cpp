@@ -4,6 +4,8 @@
 #include "conv.h"
 #include "linear.h"
 #include "pack.h"
+#include "pool.h"
+#include "screen.h"
 
 #define GOSSAMER_JOIN(a, b) a##b
 #define GOSSAMER_TABLE(isa) GOSSAMER_JOIN(gossamer_kernels_, isa)
@@ -11,5 +13,6 @@
 extern "C" const gossamer::Kernels GOSSAMER_TABLE(GOSSAMER_ISA);
 const gossamer::Kernels GOSSAMER_TABLE(GOSSAMER_ISA) = {
     gossamer::pack,         gossamer::unpack,       gossamer::linear_forward, gossamer::linear_backward,
-    gossamer::conv_forward, gossamer::conv_backward,
+    gossamer::conv_forward, gossamer::conv_backward, gossamer::screen,       gossamer::sampled_product,
+    gossamer::max_pool_forward, gossamer::max_pool_backward,
 };

@@ -11,6 +11,20 @@ struct Geometry {
   std::int64_t groups, out_height, out_width;
 };
 
+// Rows of a product, of which those entries are looked for whose |value| + row_slack * column_slack exceeds `limit`.
+struct Screen {
+  std::int64_t first_row, rows, columns, active_count;
+  const std::int64_t* active;  // ascending flat positions that do not count
+  const float *row_slack, *column_slack;  // of all rows, of all columns
+  float limit;
+};
+
+// A pooling over planes of packed activations [height][width][16].
+struct Window {
+  std::int64_t height, width, kernel_height, kernel_width, stride_height, stride_width, pad_height, pad_width;
+  std::int64_t dilation_height, dilation_width, out_height, out_width;
+};
+
 struct Kernels {
   // [batch][features] -> [tiles][features][16], missing lanes zero; and back.
   void (*pack)(const float* x, float* packed, std::int64_t batch, std::int64_t features, int threads);
@@ -25,6 +39,14 @@ struct Kernels {
                        const Geometry* geometry, int threads);
   void (*conv_backward)(const std::uint8_t* index, const float* values, const float* x, const float* dy, float* dx,
                         float* dvalues, const Geometry* geometry, int threads);
+  // Ascending flat positions; `found` has room for rows * (columns + 1). Returns how many.
+  std::int64_t (*screen)(const void* values, int bfloat16, const Screen* given, std::int64_t* found, int threads);
+  void (*sampled_product)(const float* left, const float* right, std::int64_t samples, std::int64_t columns,
+                          const std::int64_t* positions, std::int64_t count, float* out, int threads);
+  void (*max_pool_forward)(const float* x, float* out, std::int64_t* places, std::int64_t planes, const Window* window,
+                           int threads);
+  void (*max_pool_backward)(const float* slope, const std::int64_t* places, float* dx, std::int64_t planes,
+                            const Window* window, int threads);
 };
 
 }  // namespace gossamer

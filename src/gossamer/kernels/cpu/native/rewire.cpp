@@ -1,4 +1,5 @@
 // What a rewiring does to long lists of positions: read them off an index, compare two of them, find high scores.
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -59,22 +60,50 @@ GOSSAMER_EXPORT void gossamer_index_ascending(const uint8_t* bytes, int64_t* fla
   }
 }
 
-// Both lists of positions ascend. Writes the places, before and after, of positions in both, and the places of those
-// in the second alone; returns how many are in both.
+// Both lists of positions ascend; `order` is that in which the second are stored, as gossamer_index_build says. Writes,
+// in that order, the places before and after of what is in both, and the places of what is in the second alone; returns
+// how many are in both. The lists written have room for as many as could be.
 GOSSAMER_EXPORT int64_t gossamer_moves(const int64_t* before, const int64_t* before_place, int64_t before_count,
-                                       const int64_t* after, const int64_t* after_place, int64_t after_count,
-                                       int64_t* old_place, int64_t* new_place, int64_t* born) {
-  int64_t i = 0, survivors = 0, newborn = 0;
-  for (int64_t j = 0; j < after_count; ++j) {
-    while (i < before_count && before[i] < after[j]) ++i;
-    if (i < before_count && before[i] == after[j]) {
-      old_place[survivors] = before_place[i];
-      new_place[survivors++] = after_place[j];
-    } else {
-      born[newborn++] = after_place[j];
+                                       const int64_t* after, const int64_t* order, int64_t after_count,
+                                       int64_t* old_place, int64_t* new_place, int64_t* born, int threads) {
+  std::vector<int64_t> source(static_cast<size_t>(after_count));
+  std::vector<int64_t> survivors(static_cast<size_t>(threads) + 1, 0);
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static, 1)
+    for (int part = 0; part < threads; ++part) {
+      const int64_t first = after_count * part / threads, last = after_count * (part + 1) / threads;
+      const int64_t* at = first < last ? std::lower_bound(before, before + before_count, after[first]) : before;
+      for (int64_t j = first; j < last; ++j) {
+        while (at < before + before_count && *at < after[j]) ++at;
+        const bool held = at < before + before_count && *at == after[j];
+        source[static_cast<size_t>(j)] = held ? before_place[at - before] : -1;
+      }
+    }
+#pragma omp for schedule(static, 1)
+    for (int part = 0; part < threads; ++part) {
+      int64_t count = 0;
+      for (int64_t i = after_count * part / threads; i < after_count * (part + 1) / threads; ++i) {
+        count += source[static_cast<size_t>(order[i])] >= 0;
+      }
+      survivors[static_cast<size_t>(part) + 1] = count;
+    }
+#pragma omp single
+    for (size_t part = 0; part < static_cast<size_t>(threads); ++part) survivors[part + 1] += survivors[part];
+#pragma omp for schedule(static, 1)
+    for (int part = 0; part < threads; ++part) {
+      int64_t i = after_count * part / threads, kept = survivors[static_cast<size_t>(part)], fresh = i - kept;
+      for (; i < after_count * (part + 1) / threads; ++i) {
+        const int64_t from = source[static_cast<size_t>(order[i])];
+        if (from >= 0) {
+          old_place[kept] = from, new_place[kept++] = i;
+        } else {
+          born[fresh++] = i;
+        }
+      }
     }
   }
-  return survivors;
+  return survivors.back();
 }
 
 // Numbers, ascending, of the scores above `limit` that are not in the ascending list `active`; returns how many, or -1

@@ -22,7 +22,7 @@ LAYERS = [
     ["reparametrise", "tickets"],
     ["methods"],
     ["_timing", "kernels", "nn"],
-    ["candidates", "hooks", "masking", "optimizer_state", "sparse_methods"],
+    ["candidates", "captures", "exchange", "hooks", "masking", "optimizer_state", "sparse_methods"],
     ["gate", "latent", "traits"],
     ["site", "sites", "sparse_site"],
     ["gated", "soft", "cutting", "rewiring", "rewinding", "coverage"],

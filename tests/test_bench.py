@@ -65,7 +65,14 @@ def test_threads_are_pinned_in_a_process_of_its_own(tmp_path: Path) -> None:
         assert row["bytes"]["dense"] == 16 * 24 * 40
         assert row["bytes"]["sparse"] > 16 * row["density"] * 24 * 40
         assert row["rounds"] >= 15
-    for text in (STATISTIC, "24x40, batch 8", "row-major", "break-even density", "x masked", "1 threads, pinned"):
+    for text in (
+        STATISTIC,
+        "24x40, batch 8",
+        "row-major; packed",
+        "break-even density",
+        "x masked",
+        "1 threads, pinned",
+    ):
         assert text in done.output
 
 
@@ -79,7 +86,10 @@ def test_a_model_is_measured_layer_by_layer_and_whole(in_process: list[dict[str,
     assert QUIET.items() <= environment.items()
     told = json.loads(file.read_text())
     assert [layer["layer"] for layer in told["layers"]] == ["16x64", "10x16"]
-    (whole,) = told["model"]
+    assert told["request"]["model"] == "mlp"
+    assert told["request"]["data"] == "digits"
+    assert told["request"]["model_options"] == {"hidden": "16"}
+    (whole,) = told["steps"]
     assert set(whole["milliseconds"]) == {"dense fp32", "masked", "sparse"}
     assert "whole training step at density 0.25" in done.output
 
@@ -95,8 +105,22 @@ def test_bad_input_is_told() -> None:
     assert "density=2.0" in _fails("--layer", "8x8", "--density", "2")
     assert "keeps nothing" in _fails("--layer", "8x8", "--density", "0")
     assert "densities" in _fails("--layer", "8x8", "--densities", "a")
+    assert "densities=',' names none" in _fails("--layer", "8x8", "--densities", ",")
+    assert "threads=100000: this machine runs" in _fails("--layer", "8x8", "--threads", "100000")
     assert "its folder does not exist" in _fails("--layer", "8x8", "--json", "nowhere/bench.json")
     assert "budget=-1" in _fails("--layer", "8x8", "--budget", "-1")
+
+
+def test_a_file_that_cannot_be_written_is_told_before_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: object) -> dict[str, Any]:
+        raise AssertionError("it was measured first")
+
+    monkeypatch.setattr(_bench_command, "_measured", measured)
+    assert "it is a folder" in _fails("--layer", "8x8", "--json", str(tmp_path))
+    monkeypatch.setattr(_bench_command.os, "access", lambda *_: False)  # root may write anywhere
+    assert "permission denied" in _fails("--layer", "8x8", "--json", str(tmp_path / "new.json"))
 
 
 def test_what_the_measuring_process_refuses_is_told(in_process: list[dict[str, str]]) -> None:
@@ -110,10 +134,41 @@ def test_a_killed_measuring_process_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_words_for_a_break_even_density() -> None:
-    def rows(*speeds: float | None) -> list[dict[str, Any]]:
-        return [{"density": 0.1 / (i + 1), "speedup": {"packed": speed}} for i, speed in enumerate(speeds)]
+    def words(*speeds: float) -> str:
+        found = _bench._even({0.1 / (i + 1): speed for i, speed in enumerate(speeds)})
+        return "" if found is None else _bench_command._even(**found)
 
-    assert _bench_command._even("packed", 0.2, []) == "packed 0.2"
-    assert _bench_command._even("packed", None, rows(1.5, 3.0)) == "packed above 0.1"
-    assert _bench_command._even("packed", None, rows(0.5, 0.9)) == "packed below 0.05"
-    assert _bench_command._even("packed", None, rows(None, None)) == ""
+    assert words(0.5, 2.0) == "0.071"
+    assert words(1.5, 3.0) == "above 0.1"
+    assert words(0.5, 0.9) == "below 0.05"
+    assert words() == ""
+
+
+def test_the_side_of_a_break_even_density_is_kept() -> None:
+    assert _bench._even({0.1: 0.5, 0.05: 2.0}) == {"side": "at", "density": pytest.approx(0.1 / 2**0.5)}
+    assert _bench._even({0.1: 1.5, 0.05: 3.0}) == {"side": "above", "density": 0.1}
+    assert _bench._even({0.1: 0.5, 0.05: 0.9}) == {"side": "below", "density": 0.05}
+    assert _bench._even({}) is None
+
+
+def test_hybrid_layers_are_measured_if_asked_for(in_process: list[dict[str, str]], tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    layers = ["--layer", "24x40", "--layer", "conv:8x4x3@10", "--batch", "8", "--density", "0.1"]
+    done = RUN.invoke(cli.app, ["bench", *layers, "--budget", "0", "--threads", "1", "--hybrid", "--json", str(file)])
+    assert done.exit_code == 0, done.output
+    linear, conv = json.loads(file.read_text())["layers"]
+    assert set(linear["variants"]) == {*VARIANTS, "hybrid", "hybrid rewired"}
+    assert set(conv["variants"]) == VARIANTS  # there is no hybrid layer of one axis
+    (row,) = linear["densities"]
+    assert set(row["milliseconds"]) == set(linear["variants"])
+    assert row["bytes"]["hybrid"] > row["bytes"]["dense"]
+    assert linear["break_even"]["hybrid rewired vs dense fp32"]["density"] == 0.1
+    assert "hybrid with a new support in every step" in done.output
+
+
+def test_table_verdict_and_break_even_name_variants_alike(in_process: list[dict[str, str]]) -> None:
+    given = ["--layer", "24x40", "--batch", "8", "--density", "0.1", "--budget", "0", "--threads", "1"]
+    lines = RUN.invoke(cli.app, ["bench", *given]).output.splitlines()
+    assert {line.split()[1] for line in lines if line.startswith("0.1 ")} == {"dense", "masked", "sparse", "packed"}
+    assert next(line for line in lines if line.startswith("break-even")).count("sparse vs ") == 2
+    assert "(sparse " in next(line for line in lines if line.startswith("density 0.1:"))

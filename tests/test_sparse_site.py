@@ -16,6 +16,7 @@ import gossamer
 from gossamer import Given, Support, candidates, foresight, methods
 from gossamer.analysis import Exploration
 from gossamer.errors import AttachError, CheckpointError, ConfigError, DivergedError, TargetError
+from gossamer.kernels.cpu import library
 from gossamer.nn import SparseLinear
 from gossamer.sparse_site import SparseSite
 from gossamer.targets import choose
@@ -93,6 +94,32 @@ def test_a_gradient_that_is_not_finite_names_the_weight() -> None:
     loss = nn.functional.cross_entropy(run.model(x), y)
     with pytest.raises(DivergedError, match=r"rewiring 0\.weight at step 3: the score 'gradient' is not finite"):
         (loss * torch.inf).backward(), run.optimizer.step()
+
+
+@pytest.mark.skipif(library.native() is None, reason="the native library is not built")
+@pytest.mark.parametrize("method", [RIGL, methods.rigl_itop(0.3, every=3)], ids=["replace", "after"])
+@pytest.mark.parametrize("scale", [1.0, 64.0])
+def test_an_exchange_at_once_chooses_as_the_rule_does(method: gossamer.Method, scale: float) -> None:
+    quick, slow = (Run(mlp(), method, "sgd-momentum", sparse=True, steps=24) for _ in range(2))
+    done: list[bool] = []
+    original = SparseSite.exchange
+
+    def noted(self: SparseSite, *given: Any) -> bool:
+        done.append(original(self, *given))
+        return done[-1]
+
+    for x, y in data((20,), torch.float32, 12):
+        for run, exchange in ((quick, noted), (slow, lambda *_: False)):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(SparseSite, "exchange", exchange)
+                run.optimizer.zero_grad()
+                (scale * nn.functional.cross_entropy(run.model(x), y)).backward()
+                for p in run.model.parameters():
+                    p.grad /= scale
+                run.optimizer.step()
+        same_supports(quick, slow)
+    assert done.count(True) > len(done) / 2
+    close(quick.tensors(), slow.tensors(), 1e-5)
 
 
 # -- moving --
@@ -227,22 +254,90 @@ def test_a_growth_step_without_what_it_needs_is_an_error() -> None:
 
 
 def test_optimizers_that_look_at_matrices_are_named() -> None:
-    with pytest.warns(UserWarning, match="Adafactor looks at matrices as such"):
+    with pytest.warns(UserWarning, match="Adafactor looks at matrices as such") as told:
         sparse(methods.static(0.3), "adafactor")
+    assert len(told) == 1, "not of every weight"
     with pytest.raises(AttachError, match="LBFGS keeps a history"):
         sparse(SET, "lbfgs")
     sparse(methods.static(0.3), "lbfgs")
+
+
+def test_muon_is_refused_with_the_reason() -> None:
+    model = nn.Sequential(SparseLinear(20, 32, 0.3), nn.Linear(32, 32))
+    optimizer = torch.optim.Muon([model[1].weight])
+    optimizer.add_param_group({"params": [model[0].values]})  # torch looks at shapes when it makes one only
+    with pytest.raises(AttachError, match=r"the values of 0\.weight are a vector; train them with AdamW or SGD"):
+        gossamer.sparsify(model, methods.static(0.3), optimizer, targets=["0.weight"])
 
 
 def test_values_of_another_count_from_outside_are_noticed() -> None:
     run = sparse(SET)
     site = weight_site(run)
     site.layer.set_support(Support.from_index(torch.arange(5), site.shape))
-    with pytest.raises(AttachError, match=r"0\.weight has 5 values now and had \d+"):
+    with pytest.raises(AttachError, match=r"support of 0\.weight \(5 values\) is not the one that was last set"):
         run.step(batches(1)[0])
 
 
+def test_another_support_of_equal_count_from_outside_is_noticed() -> None:
+    run = sparse(SET)
+    site = weight_site(run)
+    run.step(batches(1)[0])
+    site.layer.load_state_dict(site.layer.state_dict())  # the same support: nothing happened
+    run.step(batches(1)[0])
+    site.layer.set_support(Support.from_index(torch.arange(site.count), site.shape))
+    with pytest.raises(AttachError, match="optimizer slots would belong to other entries"):
+        run.step(batches(1)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", [SET, RIGL, DSR])
+def test_half_precision_rewires(method: gossamer.Method, dtype: torch.dtype) -> None:
+    run = Run(mlp().to(dtype), method, "sgd", sparse=True, steps=24)
+    before = weight_site(run).support()
+    for x, y in batches(6):
+        run.step((x.to(dtype), y))
+    assert weight_site(run).support() != before
+
+
 # -- loops --
+
+
+def saliency(run: Run, batch: tuple[Tensor, Tensor]) -> None:
+    x = batch[0].clone().requires_grad_()
+    torch.autograd.grad(run.model(x).sum(), x)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_passes_that_deliver_no_gradient_to_weights_do_not_count(before: bool) -> None:
+    def step(run: Run, batch: tuple[Tensor, Tensor]) -> None:
+        run.optimizer.zero_grad()
+        if before:
+            saliency(run, batch)
+        nn.functional.cross_entropy(run.model(batch[0]), batch[1]).backward()
+        if not before:
+            saliency(run, batch)
+        run.optimizer.step()
+
+    masked, real = pair(RIGL, "sgd", torch.float64, steps=24)
+    for batch in batches(9):
+        step(masked, batch)
+        step(real, batch)
+        same_supports(masked, real)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_a_penalty_on_the_values_is_none_of_inactive_entries(power: int) -> None:
+    def step(run: Run, batch: tuple[Tensor, Tensor]) -> None:
+        run.optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(run.model(batch[0]), batch[1])
+        (loss + 1e-2 * sum(p.abs().pow(power).sum() for p in run.model.parameters())).backward()
+        run.optimizer.step()
+
+    masked, real = pair(RIGL, "sgd", torch.float64, steps=24)
+    for batch in batches(9):
+        step(masked, batch)
+        step(real, batch)
+        same_supports(masked, real)
 
 
 def micro(run: Run, batch: tuple[Tensor, Tensor], *, to_none: bool) -> None:
@@ -372,7 +467,7 @@ def test_detaching_stops_capturing() -> None:
     run = sparse(RIGL)
     for batch in batches(3):
         run.step(batch)
-    assert weight_site(run).layer.capture == []
+    assert run.model[0].capture is not None
     run.sparsifier.detach()
     assert run.model[0].capture is None
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -24,15 +24,18 @@ from .entry import sparsify
 from .errors import ConfigError, GossamerError
 from .nn._measurements import cpu_model
 from .nn.layer_shape import LayerShape, traced
-from .nn.measure import VARIANTS, Measured, Verdict, break_even, measure, verdict_of
+from .nn.measure import HYBRID, VARIANTS, Measured, break_even, measure, verdict_of
 from .targets import choose
 
 SLOTS = 2  # of Adam, for the memory
+_OVER = ("dense fp32", "dense bf16", "masked")  # what the others are compared with
 _HELD = tuple(phase for phase in HELD if phase != "activations")
 
 
 def report(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure what `request` names: "layers" (texts), or "model" with "data" and its options; "batch", "densities".
+    """Measure what `request` names: "layers" (texts), or "model" with "data" and its options; "batch", "densities"...
+
+    The figures, with the request itself: so a file of them says what was measured.
 
     Raises:
         ConfigError: what is named cannot be, or cannot be measured.
@@ -51,10 +54,11 @@ def report(request: Mapping[str, Any]) -> dict[str, Any]:
         **cpu,
         "isa": _isa(),
         "statistic": STATISTIC,
+        "request": dict(request),
         "layers": [_layer(name, shape, request) for name, shape in shapes.items()],
     }
     if model is not None and batch is not None:
-        told["model"] = [_steps(request, density, batch) for density in request["densities"]]
+        told["steps"] = [_steps(request, density, batch) for density in request["densities"]]
     return told
 
 
@@ -67,23 +71,40 @@ def _isa() -> str:
 
 def _layer(name: str, shape: LayerShape, request: Mapping[str, Any]) -> dict[str, Any]:
     """All densities of one layer, and the densities at which sparse and dense take equally long."""
-    measured = [measure(shape, d, VARIANTS, budget=request["budget"], cached=False) for d in request["densities"]]
+    hybrid = request["hybrid"] and len(shape.size) != 1  # there is none with a kernel of one axis
+    variants = (*VARIANTS, *HYBRID) if hybrid else VARIANTS
+    measured = [measure(shape, d, variants, budget=request["budget"], cached=False) for d in request["densities"]]
     even = {
-        f"{variant} vs {over}": break_even(
+        f"{variant} vs {over}": _even(
             {m.density: speed for m in measured if (speed := m.speedup(variant, over)) is not None}
         )
-        for variant in ("sparse", "packed")
+        for variant in variants
+        if variant not in _OVER
         for over in ("dense fp32", "dense bf16")
     }
-    rows = [_row(shape, m) for m in measured]
-    return {"name": name, "layer": str(shape), "batch": shape.batch, "densities": rows, "break_even": even}
+    rows = [_row(shape, m, variants) for m in measured]
+    about = {"name": name, "layer": str(shape), "batch": shape.batch, "variants": variants}
+    return {**about, "densities": rows, "break_even": even}
 
 
-def _row(shape: LayerShape, measured: Measured) -> dict[str, Any]:
-    verdict: Verdict = verdict_of(measured)
+def _even(speedups: Mapping[float, float]) -> dict[str, Any] | None:
+    """The density at which a variant breaks even, or that of the measured ones above or below which it must lie."""
+    density = break_even(speedups)
+    if density is not None:
+        return {"side": "at", "density": density}
+    if not speedups:
+        return None
+    last = max(speedups)
+    return {"side": "above", "density": last} if speedups[last] > 1 else {"side": "below", "density": min(speedups)}
+
+
+def _row(shape: LayerShape, measured: Measured, variants: Sequence[str]) -> dict[str, Any]:
     count = max(1, round(measured.density * shape.numel))
     dense = Work("", shape, shape.numel, shape.numel, "dense", slots=SLOTS)
     sparse = Work("", shape, shape.numel, count, "sparse", slots=SLOTS, index_bytes=measured.index_bytes)
+    held = {"dense": _bytes(dense), "sparse": _bytes(sparse)}
+    if HYBRID[0] in variants:
+        held["hybrid"] = _bytes(replace(sparse, execution="hybrid", trained=shape.numel, live=True))
     return {
         "density": measured.density,
         "rounds": measured.rounds,
@@ -91,9 +112,9 @@ def _row(shape: LayerShape, measured: Measured) -> dict[str, Any]:
             name: {"forward": 1e3 * timing.forward, "backward": 1e3 * timing.backward}
             for name, timing in measured.timings.items()
         },
-        "speedup": {f"{v} vs {o}": measured.speedup(v, o) for v in ("sparse", "packed") for o in VARIANTS[:3]},
-        "bytes": {"dense": _bytes(dense), "sparse": _bytes(sparse)},
-        "verdict": asdict(verdict),
+        "speedup": {f"{v} vs {o}": measured.speedup(v, o) for v in variants if v not in _OVER for o in _OVER},
+        "bytes": held,
+        "verdict": asdict(verdict_of(measured)),
     }
 
 

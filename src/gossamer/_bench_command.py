@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,14 +17,13 @@ from ._timing import quiet_environment
 from .errors import ConfigError, check_number
 from .experiments.values import parse
 
-_VARIANTS = {
-    "dense fp32": "dense fp32",
-    "dense bf16": "dense bf16",
-    "masked": "masked",
-    "sparse": "row-major",
-    "packed": "packed",
+_HELD = {"sparse": "sparse", "packed": "sparse", "hybrid": "hybrid", "hybrid rewired": "hybrid"}  # all others: dense
+_OTHERS = {
+    "packed": "packed between sparse layers",
+    "hybrid": "hybrid",
+    "hybrid rewired": "hybrid with a new support in every step",
 }
-_SPARSE, _OVER = ("sparse", "packed"), ("dense fp32", "dense bf16", "masked")
+_OVER = ("dense fp32", "dense bf16", "masked")
 
 
 @guarded
@@ -50,23 +50,45 @@ def bench_command(
     densities: Annotated[str, typer.Option(help="Densities; the break-even one is interpolated.")] = ".25,.1,.05,.01",
     threads: Annotated[int | None, typer.Option(help="CPU threads; default torch's.", min=1)] = None,
     budget: Annotated[float, typer.Option(help="Seconds for a layer at a density, beyond the 15 rounds.")] = 2.0,
+    hybrid: Annotated[
+        bool, typer.Option("--hybrid", help="Hybrid layers too, for methods whose inactive weights keep a value.")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
 ) -> None:
     """Measure dense, masked and sparse layers side by side on this machine: will it pay?"""
     request = _request(layer or [], model, data, settings or [])
     chosen = (density,) if density is not None else parse(densities, tuple[float, ...], "densities")
+    if not chosen:
+        raise ConfigError(f"densities={densities!r} names none; use e.g. .1,.05")
     for value in chosen:
         check_number("density", value, "the fraction of the weights that is kept", 0, 1)
         if value == 0:
             raise ConfigError("density=0.0 keeps nothing, so there is nothing to measure; use e.g. 0.1")
     check_number("budget", budget, "the seconds for a layer at a density")
     request |= {"batch": batch, "densities": sorted(set(chosen), reverse=True), "threads": threads, "budget": budget}
-    if json_file is not None and not json_file.resolve().parent.is_dir():
-        raise ConfigError(f"cannot write {json_file}: its folder does not exist; make it, or give another --json FILE")
+    request["hybrid"] = hybrid
+    if threads is not None and threads > (cpus := os.cpu_count() or threads):
+        raise ConfigError(f"threads={threads}: this machine runs {cpus} at once; use at most that many")
+    if json_file is not None:
+        _check_writable(json_file)
     told = _measured(request)
     if json_file is not None:
         json_file.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     _print(told)
+
+
+def _check_writable(file: Path) -> None:
+    """Before anything is measured."""
+    folder = file.resolve().parent
+    if not folder.is_dir():
+        why = "its folder does not exist; make it, or"
+    elif file.is_dir():
+        why = "it is a folder;"
+    elif not os.access(file if file.exists() else folder, os.W_OK):
+        why = "permission denied;"
+    else:
+        return
+    raise ConfigError(f"cannot write {file}: {why} give another --json FILE")
 
 
 def _request(layers: Sequence[str], model: str | None, data: str | None, settings: Sequence[str]) -> dict[str, Any]:
@@ -116,16 +138,17 @@ def _print(told: Mapping[str, Any]) -> None:
     typer.echo(
         f"{told['cpu']}, {told['threads']} threads, {pinned}, kernels {told['isa']}, torch {told['torch']}\n"
         f"forward, backward: milliseconds, {told['statistic']}; unpinned runs may be off by a factor of 2\n"
-        "row-major: a sparse layer by itself; packed: between sparse layers; x fp32: times the speed of dense fp32\n"
+        "sparse: a layer by itself, its input and output row-major; packed: between sparse layers\n"
+        "x fp32: times the speed of dense fp32\n"
         "MiB: weights, gradients, indices and the slots of Adam"
     )
     for layer in told["layers"]:
         typer.echo(f"\n{layer['name']}" + (f" ({layer['layer']})" if layer["name"] != layer["layer"] else ""), nl=False)
         typer.echo(f", batch {layer['batch']}")
         header = ("density", "layer", "forward", "backward", "x fp32", "x bf16", "x masked", "MiB")
-        typer.echo(_aligned([header, *(line for row in layer["densities"] for line in _cells(row))]))
+        typer.echo(_aligned([header, *(line for row in layer["densities"] for line in _cells(row, layer["variants"]))]))
         typer.echo(_advice(layer))
-    for row in told.get("model", []):
+    for row in told.get("steps", []):
         times = ", ".join(f"{name} {ms:.3g} ms" for name, ms in row["milliseconds"].items())
         typer.echo(f"whole training step at density {row['density']:g}: {times}: {_speed(row['speedup'])}")
 
@@ -139,40 +162,39 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _cells(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _cells(row: Mapping[str, Any], variants: Sequence[str]) -> list[tuple[str, ...]]:
     """The lines of one density, one for each way to run the layer."""
     lines = []
-    for variant, label in _VARIANTS.items():
-        held = f"{row['bytes']['sparse' if variant in _SPARSE else 'dense'] / 2**20:.3g}"
+    for variant in variants:
+        held = f"{row['bytes'][_HELD.get(variant, 'dense')] / 2**20:.3g}"
         if variant not in row["milliseconds"]:
-            lines.append((f"{row['density']:g}", label, "does not fit", *[""] * 4, held))
+            lines.append((f"{row['density']:g}", variant, "does not fit", *[""] * 4, held))
             continue
         times = row["milliseconds"][variant]
         speeds = [row["speedup"].get(f"{variant} vs {over}") for over in _OVER]
         told = ["" if speed is None else f"{speed:.2f}x" for speed in speeds]
-        lines.append((f"{row['density']:g}", label, f"{times['forward']:.3g}", f"{times['backward']:.3g}", *told, held))
+        figures = f"{times['forward']:.3g}", f"{times['backward']:.3g}", *told, held
+        lines.append((f"{row['density']:g}", variant, *figures))
     return lines
 
 
 def _advice(layer: Mapping[str, Any]) -> str:
     """From which density down it pays, and the verdict at every one."""
-    told = [_even(name, density, layer["densities"]) for name, density in layer["break_even"].items()]
-    lines = [f"break-even density: {', '.join(text for text in told if text).replace('sparse', 'row-major')}"]
+    told = [f"{name} {_even(**found)}" for name, found in layer["break_even"].items() if found]
+    lines = [f"break-even density: {', '.join(told)}"]
     for row in layer["densities"]:
-        packed = row["speedup"]["packed vs dense fp32"]
-        between = "" if packed is None else f"; packed between sparse layers {packed:.2f}x"
-        lines.append(f"density {row['density']:g}: {row['verdict']['why']}{between}")
+        others = [
+            f"; {label} {speed:.2f}x"
+            for variant, label in _OTHERS.items()
+            if (speed := row["speedup"].get(f"{variant} vs dense fp32")) is not None
+        ]
+        lines.append(f"density {row['density']:g}: {row['verdict']['why']}{''.join(others)}")
     return "\n".join(lines)
 
 
-def _even(name: str, density: float | None, rows: Sequence[Mapping[str, Any]]) -> str:
+def _even(side: str, density: float) -> str:
     """A break-even density in words; without one, on which side of the measured densities it lies."""
-    if density is not None:
-        return f"{name} {density:.2g}"
-    speeds = {row["density"]: speed for row in rows if (speed := row["speedup"][name]) is not None}
-    if not speeds:
-        return ""
-    return f"{name} above {max(speeds):g}" if speeds[max(speeds)] > 1 else f"{name} below {min(speeds):g}"
+    return f"{density:.2g}" if side == "at" else f"{side} {density:g}"
 
 
 def _speed(times: float) -> str:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from . import distributed
 from .analysis.sanity import Targets, first_supports
 from .errors import AttachError, ConfigError, TargetError, check_choice, check_seed
-from .method import Live, Method
+from .foresight import Saliency
+from .method import Method
 from .nn.convert import Choice, densify, note, refusal, swap, swapped
+from .reparametrise import Learned
+from .sparse_methods import refusal as refusal_of_method
 from .sparsifier import _attached as owned
-from .targets import Candidate, choose
-from .topology import Support
+from .targets import Candidate, check_initialised, choose
+from .tickets import Tickets
+from .topology import Constant, Support, as_schedule
 
 _LAYOUTS = ("sparse", "hybrid", "auto", "dense")
 
@@ -42,16 +48,17 @@ def convert(
             -> Support or bool mask. None for ``layout="dense"``.
         targets: of a method, as for `sparsify`.
         layout: "sparse": values and indices only. "hybrid": dense weights, sparse products, for methods whose inactive
-            weights keep a value. "auto": whichever of the two the method can use, for layers that were measured to be
-            faster that way on this machine. "dense": back, bit for bit, with zeros for what did not exist.
+            weights keep a value; they run every method. "auto": sparse, or hybrid if sparse layers do
+            not run the method, for layers that were measured to be faster that way on this machine, at the density that
+            training ends with. "dense": back, bit for bit, with zeros for what did not exist.
         seed, total_steps: as for `sparsify`.
-        batch: for "auto", one batch of inputs, as the model takes it.
+        batch: for "auto", one batch of inputs: a tensor, a tuple of positional arguments, or a dict of named ones.
 
     Returns:
         The model, or the new layer if the model is a single one.
 
     Raises:
-        ConfigError: an argument cannot be, or no layer can be swapped.
+        ConfigError: an argument cannot be, the layers do not run the method, or no layer can be swapped.
         AttachError: the model is sparsified already.
     """
     check_choice("layout", layout, _LAYOUTS)
@@ -65,12 +72,12 @@ def convert(
         raise ConfigError('the model holds sparse layers already; call convert(model, layout="dense") first')
     if layout == "auto" and batch is None:
         raise ConfigError('layout="auto" measures layers on inputs of the right size; pass batch=, one batch of inputs')
-    supports = _supports(model, what, targets, seed, total_steps)
     kind = _kind(what, layout)
+    supports = start_supports(model, what, targets, seed, total_steps)
     rows = {row.name: row for row in choose(model, list(supports))}
     choices = [_choice(model, rows[name], support, kind) for name, support in supports.items()]
     if layout == "auto":
-        choices = _measured(model, choices, batch, _period(what, total_steps))
+        choices = _measured(model, choices, batch, what, total_steps)
     chosen = {rows[c.name].module: supports[c.name] for c in choices if c.layout != "dense"}
     if not chosen and layout != "auto":
         raise ConfigError(f"no layer can be swapped: {'; '.join(f'{c.name}: {c.why}' for c in choices[:3])}")
@@ -85,20 +92,33 @@ def _check_model(model: object) -> None:
     distributed.refuse(model)
     if isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
         raise ConfigError(f"convert() swaps layers; call it before the model is wrapped in {type(model).__name__}")
+    check_initialised(model)
+    made = list(model.parameters())
+    if torch.is_inference_mode_enabled() or (made and all(parameter.is_inference() for parameter in made)):
+        raise ConfigError(
+            "what is made inside torch.inference_mode cannot be trained; make the model and convert it outside"
+        )
     for name, parameter in model.named_parameters():
         if parameter in owned:
             raise AttachError(f"{name} is sparsified already; call convert() before sparsify(), or detach() first")
 
 
-def _supports(
+def start_supports(
     model: nn.Module, what: object, targets: Targets, seed: int, total_steps: int | None
 ) -> dict[str, Support]:
+    """The supports that `convert` starts layers with, full ones if the method starts dense; nothing changes."""
     if isinstance(what, Mapping):
         if targets is not None:
             raise ConfigError("targets choose the weights of a method; given supports name theirs, leave targets out")
         return _given(model, what)
     if isinstance(what, Method) and what.starts_dense:
         return {row.name: Support.full(row.parameter.shape) for row in choose(model, targets) if row.sparse}
+    if not isinstance(what, Method | Learned | Tickets | Saliency):  # the last three get an error of their own
+        given = "None" if what is None else f"a {type(what).__name__}"
+        raise ConfigError(
+            f"what is {given}; expected a Method such as methods.static(0.1), or a mapping from weight names to "
+            "Supports or bool masks"
+        )
     return first_supports(model, what, total_steps=total_steps, targets=targets, seed=seed)  # type: ignore[arg-type]
 
 
@@ -111,6 +131,10 @@ def _given(model: nn.Module, what: Mapping[str, Support | Tensor]) -> dict[str, 
         if row.name not in what:
             continue
         given = what[row.name]
+        if not isinstance(given, Support | Tensor):
+            raise ConfigError(
+                f"the support of {row.name} is a {type(given).__name__}; expected a Support or a bool mask"
+            )
         support = given if isinstance(given, Support) else Support.from_mask(given)
         if not row.sparse:
             raise TargetError(f"{row.name} cannot be sparse: {row.reason}")
@@ -124,13 +148,12 @@ def _given(model: nn.Module, what: Mapping[str, Support | Tensor]) -> dict[str, 
 
 
 def _kind(what: object, layout: str) -> str:
-    live = isinstance(what, Method) and isinstance(what.inactive, Live)
+    found = refusal_of_method(what) if isinstance(what, Method) else None
     if layout == "auto":
-        return "hybrid" if live else "sparse"
-    if live and layout == "sparse":
-        raise ConfigError(
-            f'method {what.name!r} trains inactive weights too, which a sparse layer does not have; use layout="hybrid"'  # type: ignore[attr-defined]
-        )
+        return "hybrid" if found else "sparse"
+    if isinstance(what, Method) and found and layout == "sparse":
+        told = found.told('layout="hybrid"')
+        raise ConfigError(f"method {what.name!r} cannot run on sparse layers: {told}")
     return layout
 
 
@@ -145,18 +168,30 @@ def _period(what: object, total_steps: int | None) -> float:
     return what.resolve(total_steps).clock.every if isinstance(what, Method) else math.inf
 
 
-def _measured(model: nn.Module, choices: list[Choice], batch: Any, every: float) -> list[Choice]:
-    """Leave dense what was not measured to be faster otherwise."""
+def _last_counts(choices: list[Choice], what: object, total_steps: int | None) -> dict[str, int]:
+    """Weight name -> number of active entries at the end of a density schedule, as the allocation shares them out."""
+    if not isinstance(what, Method) or isinstance(as_schedule(what.density), Constant):
+        return {}
+    shapes = {choice.name: choice.shape for choice in choices}
+    return what.resolve(total_steps).counts(shapes, total_steps or sys.maxsize)
+
+
+def _measured(
+    model: nn.Module, choices: list[Choice], batch: Any, what: object, total_steps: int | None
+) -> list[Choice]:
+    """Leave dense what was not measured to be faster otherwise, at the density that training ends with."""
     from .nn.measure import judge, traced
 
-    shapes = traced(model, batch)
+    shapes, last, every = traced(model, batch), _last_counts(choices, what, total_steps), _period(what, total_steps)
 
     def decide(choice: Choice) -> Choice:
         if choice.layout == "dense":
             return choice
         if choice.name not in shapes:
             return replace(choice, layout="dense", why="the batch did not run through it")
-        verdict = judge(shapes[choice.name], choice.count, choice.layout, every=every)
-        return replace(choice, layout=choice.layout if verdict.sparse else "dense", why=verdict.why)
+        count = last.get(choice.name, choice.count)
+        verdict = judge(shapes[choice.name], count, choice.layout, every=every)
+        when = f"at its last density {count / math.prod(choice.shape):.3g}: " if last else ""
+        return replace(choice, layout=choice.layout if verdict.sparse else "dense", why=when + verdict.why)
 
     return [decide(choice) for choice in choices]

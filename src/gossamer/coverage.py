@@ -5,11 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from .distributed import local
-from .sites import DenseSite
-from .sparse_site import SparseSite
 from .targets import Candidate
+
+
+class Held(Protocol):
+    """A sparse weight as its controller holds it: a site, or a gate."""
+
+    @property
+    def count(self) -> int:
+        """Number of active entries."""
+
+    def bytes(self) -> int:
+        """What is held beside model and optimizer on this rank."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,7 @@ class Coverage:
         )
 
 
-def coverage(candidates: Sequence[Candidate], sites: Mapping[str, DenseSite | SparseSite]) -> Coverage:
+def coverage(candidates: Sequence[Candidate], sites: Mapping[str, Held]) -> Coverage:
     """Build the table of all parameters from their classification and the sparse ones' sites."""
     rows = []
     for c in candidates:

@@ -8,6 +8,8 @@ and next to nothing is computed for the entries that neither go nor come.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +18,10 @@ from torch import Tensor
 from .kernels import rewire
 from .kernels.screen import Product
 from .kernels.select import split
-from .topology import DropGrow, Rule, Structure, Unstructured, as_schedule, scores, select_top
+from .topology import DropGrow, Rule, Structure, Unstructured, as_schedule, scores
 
-_MARGINS = (1.2, 2.0)  # how many more than are wanted the first, and the second, limit is meant to let pass
+_MARGINS = (1.25, 2.0)  # how many more than are wanted the first, and the second, limit is meant to let pass
+_SAMPLED = 1 << 14  # magnitudes of each kind that a limit is read off
 
 
 def dropped(rule: Rule, structure: Structure, held: int, total: int, step: int) -> int | None:
@@ -41,40 +44,69 @@ def exchanged(
     positions, order: of the active entries, see `kernels.rewire.ascending`. values, gradient: theirs, as stored.
     product: the gradient of the whole weight.
     """
-    kept = _largest(values[order], None, len(values) - n_dropped)
+    kept = _largest(values.index_select(0, order), None, len(values) - n_dropped)
     if kept is None:
         return None
-    gone = torch.from_numpy(np.flatnonzero(~kept.numpy()))
-    missing, own = total - len(values) + n_dropped, gradient[order[gone]].abs()
-    sample = product.sample().abs()
+    gone = _numbers(~kept)
+    missing, own = total - len(values) + len(gone), gradient.index_select(0, order.index_select(0, gone)).abs_()
+    samples = [_Sample.of(own, len(own)), _Sample.of(product.sample(positions), product.size)]
     for margin in _MARGINS:
-        found = _grown(product, positions, own, missing, _limit(sample, margin * missing / product.size))
+        found = _grown(product, positions, own, missing, _limit(samples, margin * missing))
         if found is not None:
             revived, born = found
-            kept[gone[revived]] = True
-            return rewire.union(positions[torch.from_numpy(np.flatnonzero(kept.numpy()))], born)
+            kept.index_fill_(0, gone.index_select(0, revived), True)
+            return rewire.union(positions.index_select(0, _numbers(kept)), born)
     return None
 
 
-def _limit(sample: Tensor, share: float) -> float:
-    """What about this share of the entries exceeds, going by a sample of them."""
-    count = min(len(sample), math.ceil(share * len(sample)) + 8)
-    return float(sample[select_top([sample], count)[0]].min()) if bool(sample.isfinite().all()) else 0.0
+class _Sample(NamedTuple):
+    """Some of many magnitudes, ascending; and how many each stands for."""
+
+    sizes: np.ndarray
+    weight: float
+
+    @classmethod
+    def of(cls, values: Tensor, total: int) -> _Sample:
+        some = values[:: max(1, len(values) // _SAMPLED)]
+        return cls(np.sort(some.abs().numpy()), total / max(1, len(some)))
+
+    def above(self, limit: float) -> float:
+        """About how many there are above it."""
+        return self.weight * float(len(self.sizes) - np.searchsorted(self.sizes, limit, side="right"))
+
+
+def _limit(samples: Sequence[_Sample], wanted: float) -> float:
+    """What about as many magnitudes exceed as are wanted: one of the last sample."""
+    sizes = samples[-1].sizes
+    low, high = 0, len(sizes) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        many = sum(each.above(sizes[middle]) for each in samples)
+        low, high = (middle, high) if many >= wanted else (low, middle - 1)
+    return float(sizes[low])
 
 
 def _grown(
     product: Product, positions: Tensor, own: Tensor, missing: int, limit: float
 ) -> tuple[Tensor, Tensor] | None:
-    """Which of the dropped entries, and which inactive positions, have the largest gradients; None: of a limit amiss."""
+    """Numbers of the dropped entries, and inactive positions, of the largest gradients; None: the limit was amiss."""
     others = product.beyond(limit, positions, 4 * missing + 1024)
     if others is None or len(own) + len(others) < missing:
         return None
-    sizes = torch.cat([own, product.at(others).abs()])
+    sizes = torch.cat([own, product.at(others).abs_()])
     before = torch.arange(len(sizes)) < len(own)  # these win ties
     chosen = _largest(sizes, before, missing)
-    if chosen is None or float(sizes[chosen].min()) <= limit:  # what was not looked at could be as large
+    if chosen is None or _smallest(sizes, chosen) <= limit:  # what was not looked at could be as large
         return None
-    return chosen[: len(own)], others[chosen[len(own) :]]
+    return _numbers(chosen[: len(own)]), others.index_select(0, _numbers(chosen[len(own) :]))
+
+
+def _smallest(values: Tensor, of: Tensor) -> float:
+    return float(values.masked_fill(~of, math.inf).min())
+
+
+def _numbers(mask: Tensor) -> Tensor:
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))  # several times faster than torch's own
 
 
 def _largest(values: Tensor, first: Tensor | None, count: int) -> Tensor | None:

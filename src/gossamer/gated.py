@@ -93,6 +93,11 @@ class GatedWeight:
         """The weight that the forward pass sees at `beta`."""
         return self.gate.apply(self.parameter.detach(), self.s.detach(), beta)
 
+    @property
+    def count(self) -> int:
+        """Number of entries that the gate would keep."""
+        return int((self.openness() > 0).sum())
+
     def bytes(self) -> int:
         """What is held beside model and optimizer."""
         return self.s.nbytes + (0 if self.momentum is None else self.momentum.nbytes)

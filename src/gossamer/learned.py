@@ -22,7 +22,6 @@ from .hooks import StepHooks
 from .learned_state import LEARNED_VERSION, check_learned_state
 from .masking import keep_on
 from .reparametrise import Learned
-from .sites import DenseSite
 from .soft import SoftPhase
 from .sparsifier import Observer, Sparsifier
 from .sparsifier import _attached as owned
@@ -104,8 +103,7 @@ class LearnedSparsifier:
 
     def summary(self) -> Coverage:
         """Coverage table, counting `supports`; while the gates are soft, bytes hold them and their momentum."""
-        sites: Mapping[str, Any] = self._weights if self._static is None else self._static.sites
-        return coverage(self._candidates, cast("Mapping[str, DenseSite]", sites))
+        return coverage(self._candidates, self._weights if self._static is None else self._static.sites)
 
     def __repr__(self) -> str:
         form = "soft" if self._static is None else f"cut at {self._finalized_at}"

@@ -194,7 +194,7 @@ class Method:
         if total_steps is None and "total_steps" in self.needs:
             raise ConfigError(
                 f"method {self.name!r} has times that are fractions of training and needs total_steps: "
-                "pass total_steps=<number of optimizer steps> to sparsify()"
+                "pass total_steps=<number of optimizer steps> to convert() and sparsify()"
             )
         inactive = self.inactive.resolve(total_steps) if isinstance(self.inactive, Live) else self.inactive
         clock = self.clock.resolve(total_steps)

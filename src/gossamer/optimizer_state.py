@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.optim import (
     Adam,
     Adamax,
     AdamW,
+    Muon,
     NAdam,
     Optimizer,
     RAdam,
@@ -38,6 +40,7 @@ FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "grad_avg")
 # Entry by entry, weight 0 with gradient 0 and resting slots stays 0. Exact types: a subclass may do anything.
 _KEEP_ZEROS = frozenset({SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop, Rprop, ASGD})
 _OF_MATRICES = ("adafactor", "muon", "shampoo", "soap", "galore")  # not entry by entry: rows, columns, singular values
+_named: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # those that were warned of
 
 
 def keeps_zeros(optimizer: Optimizer | None) -> bool:
@@ -141,9 +144,10 @@ def relocate_slots(optimizer: Optimizer, param: Tensor, held: Mapping[str, Tenso
     """
     for name, slot in held.items():
         moved = slot.new_full(param.shape, resting_value(name, optimizer, param))
-        moved[moves.new] = slot[moves.old]
+        kept = slot.index_select(0, moves.old)
+        moved.scatter_(0, moves.new, kept)
         if newborn == "neutral" and is_second_moment(name):
-            moved[moves.born] = slot[moves.old].mean() if len(moves.old) else 0.0
+            moved[moves.born] = kept.mean() if len(kept) else 0.0
         if slot.shape == moved.shape:
             slot.copy_(moved)
         else:
@@ -151,21 +155,29 @@ def relocate_slots(optimizer: Optimizer, param: Tensor, held: Mapping[str, Tenso
 
 
 def check_vector(optimizer: Optimizer, name: str, *, moved: bool) -> None:
-    """Warn of optimizers that train the values of a sparse weight, a vector, unlike the matrix; `moved`: if they move.
+    """Warn, once, of an optimizer that trains the values of sparse weights, vectors, unlike the matrices.
+
+    moved: whether a rewiring moves values.
 
     Raises:
-        AttachError: the optimizer would go on with a history of values that have moved.
+        AttachError: the optimizer takes matrices only, or would go on with a history of values that have moved.
     """
     kind = type(optimizer).__name__
     if isinstance(optimizer, LBFGS) and moved:
         raise AttachError(
             f"LBFGS keeps a history over all parameters, in which the values of {name} would change their places at a "
-            'rewiring; use a static method, another optimizer, or convert(model, method, layout="dense")'
+            'rewiring; use a static method, another optimizer, or masked weights: convert(model, layout="dense")'
         )
-    if any(word in kind.lower() for word in _OF_MATRICES):
+    if isinstance(optimizer, Muon):
+        raise AttachError(
+            f"Muon orthogonalises matrices, but the values of {name} are a vector; train them with AdamW or SGD, or "
+            'use hybrid layers, convert(model, method, layout="hybrid")'
+        )
+    if optimizer not in _named and any(word in kind.lower() for word in _OF_MATRICES):
+        _named.add(optimizer)
         warnings.warn(
-            f"{kind} looks at matrices as such, but the values of {name} are a vector: it trains them otherwise than "
-            "the masked weight; AdamW and SGD do not differ",
+            f"{kind} looks at matrices as such, but values of sparse layers such as {name} are vectors: it trains "
+            "them otherwise than the masked weight; AdamW and SGD do not differ",
             stacklevel=2,
         )
 

@@ -38,15 +38,22 @@ class Moved(Protocol):
         """Places of newborn entries, after."""
 
 
+class Sink(Protocol):
+    """Takes what backward passes leave, such as a list."""
+
+    def append(self, item: Any, /) -> None:
+        """Take one item."""
+
+
 class SparseLayer(Protocol):
     """A module that holds the active entries of its weight only: `gossamer.nn.SparseWeight`, seen from below.
 
-    values: 1-D, in the order of `positions`. capture: None, or a list to which every backward pass appends what
+    values: 1-D, in the order of `positions`. capture: None, or where every backward pass appends what
     `dense_gradient` needs of it.
     """
 
     values: nn.Parameter
-    capture: list[Any] | None
+    capture: Sink | None
 
     @property
     def weight_shape(self) -> torch.Size:
@@ -63,13 +70,13 @@ class SparseLayer(Protocol):
         """Flat positions in ascending order, and the place of each in storage order; int64."""
 
     def set_support(self, support: Support, before: tuple[Tensor, Tensor] | None = None) -> Moved:
-        """Move to another support; survivors keep their value, newborn entries are 0. before: `ascending()` if known."""
+        """Move to another support. Survivors keep their value, newborn ones are 0. before: `ascending()`, if known."""
 
     def dense_gradient(self, rows: slice, captured: Sequence[Any]) -> Tensor:
         """Gradient of some rows of the dense weight, (rows, columns), summed over what was captured."""
 
     def gradient_factors(self, captured: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
-        """Two matrices, (rows, samples) and (columns, samples), whose product is that gradient; None if there are none."""
+        """Matrices, (rows, samples) and (columns, samples), whose product is that gradient; None: there are none."""
 
 
 def is_sparse_layer(module: object) -> TypeGuard[SparseLayer]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from . import distributed
 from .errors import ConfigError
 from .inactive import Live
@@ -20,8 +22,21 @@ from .topology import (
     survivors,
 )
 
-MASKED = 'convert(model, method, layout="dense") trains it masked'
+HYBRID = 'hybrid layers, convert(model, method, layout="hybrid")'
+MASKED = 'masked weights (leave convert() out, or go back with convert(model, layout="dense"))'
 _QUOTAS = (None, own, survivors, mean_gradient)  # the others look at shapes or at every entry
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a method runs on no sparse layer; `instead`: parts or methods that do, or ''."""
+
+    why: str
+    instead: str = ""
+
+    def told(self, way: str) -> str:
+        """In a line; way: of running the method all the same."""
+        return f"{self.why}; use {f'{self.instead}, or ' if self.instead else ''}{way}"
 
 
 def check_method(method: Method, name: str, *, compiled: bool) -> None:
@@ -29,64 +44,60 @@ def check_method(method: Method, name: str, *, compiled: bool) -> None:
 
     compiled: whether the model is.
     """
-    problem = refusal(method) or (_of_compiled(method) if compiled else None) or _of_counts(method, compiled)
+    found = refusal(method)
+    problem = (
+        found.told(HYBRID) if found else (_of_compiled(method) if compiled else "") or _of_counts(method, compiled)
+    )
     if problem:
         raise ConfigError(f"method {method.name!r} cannot run on {name}, a weight of a sparse layer: {problem}")
 
 
-def refusal(method: Method) -> str | None:
-    """Why a method runs on no sparse layer and what to use instead; None if it runs."""
-    return _of_inactive(method) or _of_structure(method) or _of_rule(method.rule) or None
+def refusal(method: Method) -> Refusal | None:
+    """Why a method runs on no sparse layer; None if it runs. Hybrid layers and masked weights run every method."""
+    return _of_inactive(method) or _of_structure(method) or _of_rule(method.rule)
 
 
-def _of_inactive(method: Method) -> str:
+def _of_inactive(method: Method) -> Refusal | None:
     if isinstance(method.inactive, Live):
-        return (
-            "its inactive weights keep a value, and a sparse layer has none; use hybrid layers, "
-            'convert(model, method, layout="hybrid")'
-        )
+        return Refusal("its inactive weights keep a value, and a sparse layer has none")
     if method.inactive.slots == "keep":
-        return (
-            f"it keeps optimizer slots of inactive weights, and a sparse layer has none; use dsr or rigl, or {MASKED}"
-        )
+        return Refusal("it keeps optimizer slots of inactive weights, and a sparse layer has none", "dsr or rigl")
     if method.action is not None or "sign" in method.needs:
-        return f"it keeps a sign of every inactive weight, and a sparse layer has none; use set, or {MASKED}"
-    return ""
+        return Refusal("it keeps a sign of every inactive weight, and a sparse layer has none", "set")
+    return None
 
 
-def _of_structure(method: Method) -> str:
+def _of_structure(method: Method) -> Refusal | None:
     if isinstance(method.structure, Unstructured):
-        return ""
-    return f"its supports have the structure {method.structure.name}; use an unstructured method, or {MASKED}"
+        return None
+    return Refusal(f"its supports have the structure {method.structure.name}", "an unstructured method")
 
 
-def _of_rule(rule: Rule) -> str:
+def _of_rule(rule: Rule) -> Refusal | None:
     if isinstance(rule, Static):
-        return ""
+        return None
     if isinstance(rule, Select):
         return _of_score(rule.score, frozenset())
     inner = rule.rule if isinstance(rule, PruneThen) else rule
     if not isinstance(inner, DropGrow):
-        return f"its rule {type(rule).__name__} may look at every entry; use DropGrow or Select, or {MASKED}"
+        return Refusal(f"its rule {type(rule).__name__} may look at every entry", "DropGrow or Select")
     if inner.quota not in _QUOTAS:
         assert inner.quota is not None
-        return (
-            f"its quota {inner.quota.name!r} may look at every entry, or at the weight's shape; use own, survivors or "
-            f"mean_gradient, or {MASKED}"
-        )
+        why = f"its quota {inner.quota.name!r} may look at every entry, or at the weight's shape"
+        return Refusal(why, "own, survivors or mean_gradient")
     if {"grad", "generator"} <= inner.grow.needs:
-        return f"its score {inner.grow.name!r} needs gradients and random numbers at once; use one of them, or {MASKED}"
+        return Refusal(f"its score {inner.grow.name!r} needs gradients and random numbers at once", "one of them")
     return _of_score(inner.drop, frozenset({"grad", "age"})) or _of_score(inner.grow, frozenset({"grad", "generator"}))
 
 
-def _of_score(score: Score, known: frozenset[str]) -> str:
+def _of_score(score: Score, known: frozenset[str]) -> Refusal | None:
     missing = sorted(score.needs - known)
-    return f"its score {score.name!r} needs {missing[0]!r} of inactive weights too; {MASKED}" if missing else ""
+    return Refusal(f"its score {score.name!r} needs {missing[0]!r} of inactive weights too") if missing else None
 
 
-def _of_compiled(method: Method) -> str | None:
+def _of_compiled(method: Method) -> str:
     if "grad" not in method.rule.needs:
-        return None
+        return ""
     return f"it looks at the gradient of inactive weights, which compiled layers cannot tell; use set, or {MASKED}"
 
 
@@ -96,7 +107,7 @@ def _of_counts(method: Method, compiled: bool) -> str:
     if not moves and isinstance(method.density, float | int | Constant):
         return ""
     if distributed.active():
-        return f"it changes the number of values of a layer, which DistributedDataParallel does not allow; {MASKED}"
+        return f"it changes the number of values of a layer, which DistributedDataParallel does not allow; use {MASKED}"
     if compiled:
-        return f"it changes the number of values of a layer, which torch.compile does not allow; {MASKED}"
+        return f"it changes the number of values of a layer, which torch.compile does not allow; use {MASKED}"
     return ""

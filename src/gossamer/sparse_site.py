@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from . import candidates, distributed, exchange, optimizer_state
+from .captures import Captures
 from .errors import AttachError
 from .gate import GradientGate
 from .inactive import Zero
@@ -23,6 +24,8 @@ from .site import Site
 from .sparse_layer import Moved, SparseLayer, is_sparse_layer
 from .topology import Entries, Rule, Score, Structure, Support
 from .traits import ALWAYS, check_saved, over_support
+
+_LOOKED_AT = 1 << 12  # entries of a gradient, for one that is large
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,13 @@ class SparseSite(Site):
     _candidates: Tensor | None = field(init=False, default=None, repr=False)  # flat positions, between two calls
     _order: tuple[Tensor, Tensor] | None = field(init=False, default=None, repr=False)  # during a rewiring
     _count: int = field(init=False)
-    _seen: int = field(init=False, default=0, repr=False)  # captures that belong to gradients which have arrived
+    _known: tuple[Tensor, int, bytes] = field(init=False, repr=False)  # the index when it was last set
+    _captures: Captures | None = field(init=False, default=None, repr=False)
     _before: weakref.ref[Tensor] | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.gate = GradientGate(self.parameter, self.whole_mask)  # open: there is nothing off the support
-        self._count = self.count
+        self._remember()
 
     # -- reading --
 
@@ -94,13 +98,22 @@ class SparseSite(Site):
         return self._order or self.layer.ascending()
 
     def check_identity(self) -> None:
-        """Raise if the layer now holds another Parameter, or another number of values, than at the last rewiring."""
+        """Raise if the layer now holds another Parameter, or another support, than at the last rewiring."""
         super().check_identity()
-        if self.count != self._count:
+        index = self.layer.index
+        if index is self._known[0] and index._version == self._known[1]:
+            return
+        if self.count != self._count or _glance(index) != self._known[2]:
             raise AttachError(
-                f"{self.name} has {self.count} values now and had {self._count} when its support was last set; call "
-                "sparsify() after loading a model of other counts, or load the sparsifier's state with it"
+                f"the support of {self.name} ({self.count} values) is not the one that was last set here "
+                f"({self._count} values), so optimizer slots would belong to other entries; call sparsify() after "
+                "set_support() or after loading a model of another support, or load the sparsifier's state with it"
             )
+        self._remember()
+
+    def _remember(self) -> None:
+        index = self.layer.index
+        self._count, self._known = self.count, (index, index._version, _glance(index))
 
     # -- the optimizer and the gradient --
 
@@ -110,36 +123,31 @@ class SparseSite(Site):
         if distributed.is_sharded(self.parameter):
             raise AttachError(
                 f"the values of {self.name} are sharded (FSDP2), but a sparse layer needs all of them; use DDP, or "
-                'convert(model, method, layout="dense")'
+                'masked weights: convert(model, layout="dense")'
             )
 
     def install(self) -> list[RemovableHandle]:
         """Register the hooks that see gradients arrive."""
         disable = torch.compiler.disable
-        own = self.parameter.register_hook(disable(self._arriving))
-        return [*self.gate.install(), own, self.parameter.register_post_accumulate_grad_hook(disable(self._arrived))]
+        return [*self.gate.install(), self.parameter.register_hook(disable(self._arriving))]
 
     def release(self) -> None:
         """Stop capturing."""
-        self.layer.capture = None
+        self._captures = self.layer.capture = None
         self.forget_gradient()
 
     def arm(self, *, growing: bool) -> None:
         """Set whether the next backward pass keeps what a dense gradient can be had from."""
-        self.layer.capture, self._seen = ([] if growing else None), 0
+        self._captures = self.layer.capture = Captures() if growing else None
 
     def _arriving(self, grad: Tensor) -> None:
-        """Where this gradient begins a sum, after zero_grad(), what was captured before is none of it."""
-        held, captured = self.parameter.grad, self.layer.capture
-        if captured and self._seen and (held is None or not bool(held.count_nonzero())):
-            del captured[: self._seen]
-
-    def _arrived(self, parameter: Tensor) -> None:
-        self._seen = len(self.layer.capture or ())
+        if self._captures is not None:
+            held = self.parameter.grad
+            self._captures.confirm(begins=held is None or not bool(held.count_nonzero()))
 
     def stash_gradient(self, scale: float) -> None:
         """Keep what the dense, unscaled gradient can be had from."""
-        grad, captured = self.parameter.grad, self.layer.capture
+        grad, captured = self.parameter.grad, self._captures.held if self._captures else []
         if grad is None:  # the weight took no part in this backward pass
             return
         if not captured:
@@ -148,6 +156,7 @@ class SparseSite(Site):
                 "in a compiled forward pass; leave the model uncompiled, or use a method that grows without gradients, "
                 "such as set"
             )
+        self._order = self._ascending()
         self._growth = _Growth(list(captured), self._factor(grad, captured) / scale, grad.detach() / scale)
 
     def forget_gradient(self) -> None:
@@ -155,17 +164,22 @@ class SparseSite(Site):
         self._growth = self._order = None
 
     def _factor(self, grad: Tensor, captured: list[Any]) -> float:
-        """What unscaling and clipping multiplied gradients by, read off the row of the largest one."""
+        """What unscaling and clipping multiplied gradients by, read off the row of a large one."""
         if not self.count:
             return 1.0
         columns, (positions, order) = self.shape.numel() // self.shape[0], self._ascending()
-        row = int((order == grad.abs().argmax()).nonzero())
-        row = int(positions[row]) // columns
+        step = max(1, len(order) // _LOOKED_AT)
+        some = grad.index_select(0, order[::step])
+        step = step if bool(some.count_nonzero()) else 1  # then look at all of them
+        largest = step * int(grad.index_select(0, order[::step]).abs().argmax())
+        row = int(positions[largest]) // columns
         first, last = torch.searchsorted(positions, torch.tensor([row * columns, (row + 1) * columns])).tolist()
         mine = self._raw_gradient(captured, row, row + 1)[positions[first:last] - row * columns].double()
         kept = grad[order[first:last]].double()
         factor = float((mine @ kept) / (mine @ mine))
-        return 1.0 if not math.isfinite(factor) or abs(factor - 1) < 1e-3 else factor  # within rounding
+        alike = bool((kept - factor * mine).norm() <= 1e-2 * kept.norm())
+        tolerance = 1e-3 if alike else 1.0  # rounding; or a penalty on the values, which is none of other entries
+        return 1.0 if not math.isfinite(factor) or abs(math.log2(max(factor, 1e-30))) < tolerance else factor
 
     def _raw_gradient(self, captured: list[Any], first: int, last: int) -> Tensor:
         """The gradient of some rows, flat, averaged over ranks."""
@@ -186,7 +200,7 @@ class SparseSite(Site):
     def abandon_step(self) -> None:
         """Forget a step that raised."""
         self.forget_gradient()
-        self.arm(growing=self.layer.capture is not None)
+        self.arm(growing=self._captures is not None)
 
     # -- supports --
 
@@ -198,10 +212,14 @@ class SparseSite(Site):
     def active(self, needs: frozenset[str], step: int) -> candidates.Active:
         """The active entries, in ascending order."""
         self._order = positions, order = self._ascending()
-        weight = self.parameter.detach()[order]
+        weight = _comparable(self.parameter.detach().index_select(0, order))
         grad = None
         if "grad" in needs:
-            grad = torch.zeros_like(weight) if self._growth is None else self._growth.gradient[order]
+            grad = (
+                torch.zeros_like(weight)
+                if self._growth is None
+                else _comparable(self._growth.gradient.index_select(0, order))
+            )
         age = step - self.born[order] if "age" in needs and self.born is not None else None
         return candidates.Active(positions, Entries(weight, torch.ones_like(weight, dtype=torch.bool), grad, age=age))
 
@@ -250,7 +268,7 @@ class SparseSite(Site):
         held = optimizer_state.slots(self.optimizer, self.parameter)
         moves = self.layer.set_support(support, self._ascending())
         self.forget_gradient()
-        self._count = self.count
+        self._remember()
         if self.optimizer is not None:
             optimizer_state.relocate_slots(self.optimizer, self.parameter, held, moves, self.inactive.newborn)
         self._age(moves, step)
@@ -299,7 +317,17 @@ class SparseSite(Site):
         if not torch.equal(support.index, positions):
             self._move(support, 0)
             order = self._ascending()[1]
-        self._count = self.count
+        self._remember()
         if "born" in traits:
             self.born = torch.empty(self.count, dtype=torch.int32)
             self.born[order] = over_support(traits["born"], support)
+
+
+def _glance(index: Tensor) -> bytes:
+    """Some bytes of an index: another support has others."""
+    return bytes(index[:: max(1, len(index) // _LOOKED_AT)].numpy())
+
+
+def _comparable(values: Tensor) -> Tensor:
+    """In float32 at least, as gradients of inactive entries come."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values

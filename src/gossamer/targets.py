@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .errors import TargetError, did_you_mean
 from .sparse_layer import SparseLayer, is_sparse_layer, layer_of
@@ -87,6 +88,9 @@ def choose(
     Raises:
         TargetError: nothing matches, or what matches cannot be sparse.
     """
+    check_initialised(model)
+    if next(model.parameters(), None) is None:
+        raise TargetError(f"the model, a {type(model).__name__}, has no parameters that could be sparse")
     preset, patterns = _parse(model, targets)
     rows = [_classify(model, p, preset, patterns, layers) for p in _parameters(model)]
     if not any(row.sparse for row in rows):
@@ -95,6 +99,13 @@ def choose(
         why = "; ".join(matched[:3]) or f"parameters are {', '.join(row.name for row in rows[:8]) or 'none'}"
         raise TargetError(f"{wanted} match no weight that can be sparse ({why}); name weights by glob, e.g. '*.weight'")
     return rows
+
+
+def check_initialised(model: nn.Module) -> None:
+    """Raise TargetError while lazy layers do not know their sizes."""
+    lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
+    if lazy:
+        raise TargetError(f"{', '.join(lazy[:3])}: not initialised yet, of no shape; run the model on a batch first")
 
 
 def _parse(model: nn.Module, targets: object) -> tuple[str, list[str | type[nn.Module]]]:

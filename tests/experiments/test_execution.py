@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from gossamer.experiments.optimizers import build_optimizers
 from gossamer.experiments.runs import Result, RunFolder
 from gossamer.experiments.setup import build_parts, make_plan
 from gossamer.experiments.train import Interrupted, Update, train
+from gossamer.methods import REGISTRY
 from gossamer.nn import measure
 from gossamer.nn.measure import Verdict
 
@@ -33,7 +36,7 @@ def verdicts(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, ...], bool]:
     """Weight shape -> whether a sparse layer "was measured" to be faster; others are not."""
     faster: dict[tuple[int, ...], bool] = {}
 
-    def judge(shape: Any, count: int, *args: Any) -> Verdict:
+    def judge(shape: Any, count: int, *args: Any, **named: Any) -> Verdict:
         wins = faster.get(shape.weight, False)
         return Verdict(
             wins, 2.0 if wins else 0.83, "2.00x dense fp32" if wins else "no speed-up here: 0.83x dense fp32"
@@ -128,8 +131,8 @@ def test_auto_swaps_what_was_measured_to_be_faster(make: Make, verdicts: dict[tu
 @pytest.mark.parametrize(
     ("values", "why"),
     [
-        ({"method": "snfs", "args": {"every": 5}}, "keeps optimizer slots"),
         ({"method": "str", "density": 0.5}, "trains dense weights"),
+        ({"method": "cs", "density": 0.5}, "trains dense weights"),
         ({"method": "dense"}, "has no zeros to leave out"),
         ({"method": "static", "optimizer": "muon"}, "muon orthogonalises"),
     ],
@@ -146,12 +149,60 @@ def test_auto_falls_back_and_sparse_is_refused(
     assert why in result.execution[0]["why"]
 
 
-def test_live_methods_need_hybrid_layers(make: Make, verdicts: dict[tuple[int, ...], bool]) -> None:
-    values: dict[str, Any] = {"method": "rewire", "steps": 2}
-    with pytest.raises(ConfigError, match="inactive weights keep a value"):
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        (
+            "rewire",
+            "inactive weights keep a value, and a sparse layer has none; use --execution hybrid, masked, or auto",
+        ),
+        ("snfs", "use dsr or rigl, or --execution hybrid, masked, or auto"),
+        ("deepr", "keeps a sign of every inactive weight"),
+        ("srigl", "its supports have the structure"),
+        ("rebalance", "or at the weight's shape"),
+    ],
+)
+def test_what_sparse_layers_do_not_run_hybrid_ones_do(
+    make: Make, verdicts: dict[tuple[int, ...], bool], method: str, why: str
+) -> None:
+    values: dict[str, Any] = {"method": method, "steps": 2}
+    with pytest.raises(ConfigError, match=re.escape(why)) as caught:
         train(make("sparse", **values, execution="sparse"))
+    assert "convert(" not in str(caught.value)
     verdicts[16, 64] = True
     assert sorted(_layouts(train(make("auto", **values, execution="auto"))).values()) == ["hybrid", "masked"]
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_every_method_trains(make: Make, name: str) -> None:
+    parameters = inspect.signature(REGISTRY[name].build).parameters
+    args: dict[str, Any] = {"levels": 2} if name == "lottery" else {"every": 4} if "every" in parameters else {}
+    result = train(make(method=name, density=0.5, args=args, steps=8, eval_every=4, optimizer="adamw"))
+    assert 0 < result.counts["active"] < result.counts["eligible"]
+
+
+def test_methods_that_start_dense_are_judged_by_their_last_density(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = []
+
+    def judge(shape: Any, count: int, *args: Any, **named: Any) -> Verdict:
+        shares.append(count / shape.numel)
+        return Verdict(True, 2.0, "2.00x dense fp32")
+
+    monkeypatch.setattr(measure, "judge", judge)
+    values: dict[str, Any] = {"method": "gmp", "args": {"every": 3}, "density": 0.1, "execution": "auto"}
+    whole, cut = make("whole", **values), make("cut", **values)
+    result = train(whole)
+    assert all(share < 0.5 for share in shares)
+    assert "at its last density 0." in result.execution[0]["why"]
+
+    def stop(update: Update) -> None:
+        if update.step == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        train(cut, progress=stop)
+    train(cut, resume=True)
+    assert model_of(cut) == model_of(whole)
 
 
 def test_other_devices_are_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from gossamer.errors import ConfigError
-from gossamer.kernels import rewire, select, sparse
+from gossamer.kernels import rewire, screen, select, sparse
 from gossamer.kernels.cpu import library
 
 from .forcing import available, forced, products, some_positions
@@ -64,12 +64,14 @@ def split(draw: random.Random) -> None:
 
 def lists(draw: random.Random) -> None:
     shape = (draw.randint(1, 1200), draw.randint(1, 300))
-    found = []
-    for _ in range(2):
-        flat = some_positions(*shape, draw.choice([0.0, 0.01, 0.3, 1.0]), draw.randrange(1000))
-        found.append(rewire.ascending(sparse.build(flat, shape)[0], len(flat)))
-    rewire.compare(found[0], found[1])
-    rewire.above(torch.randn(shape[0] * shape[1]), draw.uniform(-1, 2), found[0][0])
+    before, after = (some_positions(*shape, draw.choice([0.0, 0.01, 0.3, 1.0]), draw.randrange(1000)) for _ in range(2))
+    known = rewire.ascending(sparse.build(before, shape)[0], len(before))
+    rewire.compare(known, after, sparse.build(after, shape)[1])
+    rewire.above(torch.randn(shape[0] * shape[1]), draw.uniform(-1, 2), before)
+    samples = draw.randint(1, 70)
+    product = screen.Product(torch.randn(shape[0], samples), torch.randn(shape[1], samples))
+    found = product.beyond(draw.uniform(0.5, 2) * samples**0.5, before, product.size)
+    product.at(before if found is None else found)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import gossamer
 from gossamer import convert
@@ -247,6 +248,31 @@ def test_nested_outputs_leave_plain() -> None:
     assert out["c"] == "text"
 
 
+def test_an_average_of_dense_copies_follows_the_weights_through_rewirings() -> None:
+    """The recipe of docs/sparse-layers.md."""
+
+    def dense_copy() -> nn.Module:
+        return convert(copy.deepcopy(model), layout="dense")
+
+    method = rigl(0.3, every=2)
+    model = convert(mlp(), method, total_steps=20)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    gossamer.sparsify(model, method, optimizer, total_steps=20)
+    average = AveragedModel(dense_copy(), multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    expected, before = None, model[0].support()
+    for _ in range(8):
+        optimizer.zero_grad()
+        model(torch.randn(16, 48)).square().sum().backward()
+        optimizer.step()
+        average.update_parameters(dense_copy())
+        weight = model[0].to_dense().detach()
+        expected = weight if expected is None else 0.9 * expected + 0.1 * weight
+    assert model[0].support() != before
+    assert_near(average.module[0].weight, expected)
+    x = torch.randn(4, 48)
+    assert_near(F.linear(x, expected, average.module[0].bias), average.module[0](x))
+
+
 @pytest.mark.slow
 def test_compile_and_export_of_a_converted_model() -> None:
     _, model, sample = pair("vgg")
@@ -400,8 +426,40 @@ def test_arguments_that_cannot_be() -> None:
     assert "has shape (40, 48), the weight has (30, 40)" in refusal(ConfigError, mlp(), {"3.weight": full})
     assert "bool" in refusal(ConfigError, mlp(), {"0.weight": full.mask.float()})
     assert "expected a Method" in refusal(ConfigError, mlp(), 0.1)
+    assert "mapping from weight names" in refusal(ConfigError, mlp(), [full])
+    assert "mapping from weight names" in refusal(ConfigError, mlp())
+    assert "support of 0.weight is a list" in refusal(ConfigError, mlp(), {"0.weight": [1, 2]})
     assert "seed" in refusal(ConfigError, mlp(), METHOD, seed=1.5)
     assert "no layer can be swapped: weight: there is no sparse" in refusal(ConfigError, nn.Conv3d(4, 4, 3), METHOD)
+
+
+def test_a_kernel_too_large_to_index_stays_dense() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 182, bias=False), nn.Flatten(), nn.Linear(2, 2))
+    report = conversion_report(convert(model, METHOD))
+    assert report is not None
+    assert [c.layout for c in report.choices] == ["dense", "sparse"]
+    assert report.choices[0].why.startswith("a kernel of 33124 entries")
+
+
+@pytest.mark.parametrize("batch", [torch.randn(3, 7), "x", [1, 2]], ids=["another size", "text", "list"])
+def test_a_batch_that_does_not_fit_is_told(batch: Any) -> None:
+    model = mlp()
+    told = refusal(ConfigError, model, METHOD, layout="auto", batch=batch)
+    assert "the model does not take this batch" in told
+    assert type(model[0]) is nn.Linear
+
+
+def test_inference_mode_is_refused() -> None:
+    with torch.inference_mode():
+        made = mlp()
+        assert "inference_mode" in refusal(ConfigError, mlp(), METHOD)
+    assert "inference_mode" in refusal(ConfigError, made, METHOD)
+
+
+def test_a_model_on_the_meta_device_cannot_go_back() -> None:
+    model = convert(mlp(), METHOD).to("meta")
+    assert "has sizes only" in refusal(ConfigError, model, layout="dense")
+    assert isinstance(model[0], SparseLinear)
 
 
 def test_models_that_are_trained_already() -> None:

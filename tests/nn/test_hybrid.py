@@ -59,7 +59,7 @@ def gradients(layer: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def check_equal(layer: Hybrid, x: Tensor) -> None:
-    for ours, torchs in zip(gradients(layer, x), gradients(layer.to_dense(), x), strict=True):
+    for ours, torchs in zip(gradients(layer, x), gradients(layer.dense_module(), x), strict=True):
         torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-5 * float(torchs.abs().max()))
 
 
@@ -185,11 +185,11 @@ def test_second_derivatives_and_transforms_equal_dense() -> None:
             (slope,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
             return list(torch.autograd.grad(slope.square().sum(), [module.weight, x]))
 
-        for ours, torchs in zip(penalty(layer), penalty(layer.to_dense()), strict=True):
+        for ours, torchs in zip(penalty(layer), penalty(layer.dense_module()), strict=True):
             torch.testing.assert_close(ours, torchs)
     layer = HybridLinear(5, 9)
     sparse_view(layer, 0.2)
-    torch.testing.assert_close(torch.func.vmap(layer)(torch.ones(3, 5)), layer.to_dense()(torch.ones(3, 5)))
+    torch.testing.assert_close(torch.func.vmap(layer)(torch.ones(3, 5)), layer.dense_module()(torch.ones(3, 5)))
 
 
 @pytest.mark.slow
@@ -215,7 +215,7 @@ def test_swapping_keeps_parameters_hooks_and_mode() -> None:
     assert not layer.training
     assert list(layer.state_dict()) == list(dense.state_dict())
     layer(torch.ones(1, 4))
-    back = layer.to_dense()
+    back = layer.dense_module()
     assert type(back) is nn.Linear
     assert back.weight is dense.weight
     assert vars(back).keys() == vars(dense).keys()
@@ -239,12 +239,13 @@ def test_copies_compute_the_same(products: list[str]) -> None:
 
 def test_bad_input_is_refused() -> None:
     layer = HybridLinear(4, 6)
-    with pytest.raises(ConfigError, match=r"a bool mask of that shape, got torch.bool of shape \(4, 6\)"):
+    with pytest.raises(ConfigError, match=r"the support has shape \(4, 6\), the weight has \(6, 4\)"):
         layer.set_support(torch.ones(4, 6, dtype=torch.bool))
-    with pytest.raises(ConfigError, match=r"got torch.float32 of shape \(6, 4\)"):
+    with pytest.raises(ConfigError, match=r"the mask of a support is bool, got torch.float32"):
         layer.set_support(torch.ones(6, 4))
-    with pytest.raises(ConfigError, match="HybridLinear stands for a Linear, got Conv2d"):
-        HybridLinear.from_dense(nn.Conv2d(1, 1, 1))
+    with pytest.raises(ConfigError, match=r"HybridLinear takes the place of a torch.nn.Linear, .* got a Conv2d"):
+        HybridLinear.from_dense(nn.Conv2d(1, 1, 1), torch.ones(1, 1, 1, 1, dtype=torch.bool))
+    assert layer.support() is None
 
 
 # -- under a controller --

@@ -349,9 +349,17 @@ def test_supports_that_do_not_fit() -> None:
     before = copy.deepcopy(layer.state_dict())
     with pytest.raises(ConfigError, match=r"shape \(40, 30\), the weight has \(30, 40\)"):
         layer.set_support(Support.full((40, 30)))
-    with pytest.raises(ConfigError, match="support is a Tensor"):
-        layer.set_support(layer.support().mask)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="use mask.bool"):
+        layer.set_support(layer.support().mask.float())
     assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+
+
+def test_a_mask_says_the_same_as_a_support() -> None:
+    layer = SparseLinear(40, 30, 0.2)
+    twin, new = copy.deepcopy(layer), random_support(layer, layer.count)
+    for mine, theirs in zip(layer.set_support(new), twin.set_support(new.mask), strict=True):
+        assert torch.equal(mine, theirs)
+    assert torch.equal(layer.to_dense(), twin.to_dense())
 
 
 def test_every_backward_pass_is_captured_while_asked_for() -> None:

@@ -148,6 +148,17 @@ def test_without_a_place_to_write_it_still_measures(
     assert measure.measure(LINEAR, 0.1).rounds == ROUNDS
 
 
+def test_without_a_home_it_still_measures(timed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", home)
+    assert _measurements.cache_file() is None
+    assert measure.measure(LINEAR, 0.1).rounds == ROUNDS
+    assert len(timed) == 1
+
+
 # -- what does not fit or cannot be --------------------------------------------------------------------------------
 
 
@@ -166,6 +177,8 @@ def test_bad_values_are_refused() -> None:
         measure.measure(LINEAR, 0.5, ("dence",))
     with pytest.raises(ConfigError, match="keeps none of the 960 weights"):
         measure.measure(LINEAR, 1e-5)
+    with pytest.raises(ConfigError, match="a kernel of 33124 entries"):
+        measure.measure(LayerShape("conv", (2, 1, 182, 182), 1, (182, 182)), 0.5)
     with pytest.raises(ConfigError, match="no sparse layer has a kernel of 3 axes"):
         measure.measure(LayerShape("conv", (2, 2, 1, 1, 1), 1, (2, 2, 2)), 0.5)
 

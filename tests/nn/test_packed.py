@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gossamer.errors import ConfigError
 from gossamer.kernels import sparse
 from gossamer.nn import PackedActivation, SparseConv2d, SparseLinear, packed
 
@@ -303,3 +304,37 @@ def test_clearing_touches_only_missing_samples() -> None:
     assert cleared.data_ptr() == x.data_ptr()
     assert torch.equal(sparse.unpack(cleared, 21), torch.full((21, 3), 2.0))
     assert int(cleared[1, :, 5:].count_nonzero()) == 0
+
+
+RESHAPING: dict[str, Callable[[Tensor], object]] = {
+    "unsqueeze_": lambda x: x.unsqueeze_(1),
+    "squeeze_": lambda x: x.view(16, 48, 9, 1).squeeze_(-1),
+    "t_": lambda x: x.flatten(1).t_(),
+    "transpose_": lambda x: x.transpose_(1, 2),
+    "resize_": lambda x: x.resize_(3, 4),
+    "as_strided_": lambda x: x.as_strided_((2, 2), (1, 1)),
+}
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", RESHAPING)
+def test_shapes_do_not_change_in_place(name: str, mode: Any) -> None:
+    with mode():
+        x = packed.leave(sparse.pack(IMAGES[16]), (16,), keep=True)
+        with pytest.raises(ConfigError, match=rf"{name} on a PackedActivation: .*; use x\.unpacked\(\)\.{name}"):
+            RESHAPING[name](x)
+        assert torch.equal(x + 0, IMAGES[16])
+
+
+def test_memory_is_written_to_not_replaced() -> None:
+    _, x, *_ = twins(IMAGES[5])
+    x = x.detach()
+    with pytest.raises(ConfigError, match="cannot be replaced"):
+        x.data = x * 2
+    assert_near(x + 0, IMAGES[5])
+    x.data.mul_(2)
+    assert_near(x + 0, 2 * IMAGES[5])
+    with pytest.raises(ConfigError, match="does not fit out="):
+        torch.mul(torch.ones(3, 3), 2, out=x)
+    with pytest.raises(ConfigError, match="no storage to share"):
+        x.share_memory_()

@@ -55,8 +55,8 @@ class RunConfig:
     targets: str | None = _option("which weights: a preset (advances, dctps) or comma-separated globs")
     seed: int = _option("seed of init, data order and method", 0)
     execution: Literal["masked", "sparse", "hybrid", "auto"] = _option(
-        "dense kernels on weights with zeros; sparse layers; for methods whose inactive weights keep a value, sparse "
-        "layers beside them; or what was measured to be faster",
+        "masked: dense kernels on weights with zeros; sparse: sparse layers; hybrid: dense weights with sparse "
+        "products, for every method; auto: what was measured to be faster",
         "masked",
     )
     out: str | None = _option("run folder; default runs/<data>-<model>-<method>-<density>-<checks, if any>-<seed>")

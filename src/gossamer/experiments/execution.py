@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from ..analysis import sanity
-from ..conversion import convert
+from ..conversion import convert, start_supports
 from ..errors import CheckpointError, ConfigError
 from ..foresight import Saliency
-from ..method import Given, Live, Method
+from ..method import Given, Method
 from ..nn.convert import conversion_report
 from ..reparametrise import Learned
-from ..sparse_methods import refusal
+from ..sparse_methods import Refusal, refusal
 from ..tickets import Tickets
 from . import data
 from .config import ResolvedConfig
@@ -43,9 +43,9 @@ def check(config: ResolvedConfig, method: object) -> None:
         return
     problem = _problem(config, method, config.execution)
     if problem:
-        raise ConfigError(
-            f"execution = {config.execution!r}: {problem}; use --execution masked, or auto for whatever is possible"
-        )
+        others = "masked" if _problem(config, method, "hybrid") else "hybrid, masked"
+        way = f"--execution {others}, or auto for whatever is possible"
+        raise ConfigError(f"execution = {config.execution!r}: {problem.told(way)}")
 
 
 def of_tickets(config: ResolvedConfig) -> tuple[Choice, ...]:
@@ -57,16 +57,16 @@ def _finds_by_training(config: ResolvedConfig) -> str:
     return f"method {config.method!r} trains dense weights to find what to keep"
 
 
-def _problem(config: ResolvedConfig, method: object, layout: str) -> str | None:
+def _problem(config: ResolvedConfig, method: object, layout: str) -> Refusal | None:
     """Why no layer of this layout can serve the run, None if one can."""
     if method is None:
-        return f"the control {config.method!r} has no zeros to leave out"
+        return Refusal(f"the control {config.method!r} has no zeros to leave out")
     if not isinstance(method, Method):
-        return _finds_by_training(config)
+        return Refusal(_finds_by_training(config))
     if not config.device.startswith("cpu"):
-        return f"sparse layers compute on the CPU, not on {config.device!r} (--device cpu)"
+        return Refusal(f"sparse layers compute on the CPU, not on {config.device!r}", "--device cpu")
     if layout == "sparse" and config.optimizer == "muon":
-        return "muon orthogonalises whole matrices, and a sparse layer has none (--optimizer sgd or adamw)"
+        return Refusal("muon orthogonalises whole matrices, and a sparse layer has none", "--optimizer sgd or adamw")
     return refusal(method) if layout == "sparse" else None
 
 
@@ -80,10 +80,10 @@ def apply(
     """
     if config.execution == "masked":
         return model, method, ()
-    live = isinstance(method, Method) and isinstance(method.inactive, Live)
-    problem = _problem(config, method, "hybrid" if live or config.execution == "hybrid" else "sparse")
+    hybrid = config.execution == "hybrid" or (isinstance(method, Method) and refusal(method))
+    problem = _problem(config, method, "hybrid" if hybrid else "sparse")
     if problem or not isinstance(method, Method):
-        return model, method, (Choice("all", "masked", str(problem)),)
+        return model, method, (Choice("all", "masked", problem.why if problem else ""),)
     if isinstance(method.init, Saliency):
         found = sanity.first_supports(model, method, total_steps=config.steps, targets=targets, seed=config.seed)
         method = replace(method, init=Given(found))
@@ -107,7 +107,7 @@ def _again(
     layouts = {choice.weight: choice.layout for choice in kept if choice.layout != "masked"}
     if not layouts:
         return model
-    found = sanity.first_supports(model, method, total_steps=config.steps, targets=targets, seed=config.seed)
+    found = start_supports(model, method, targets, config.seed, config.steps)
     odd = sorted(set(layouts) - set(found)) or sorted(set(layouts.values()) - {"sparse", "hybrid"})
     if odd:
         raise CheckpointError(f"{_file(config)} names {odd[0]!r}, which the run does not have; delete the run's folder")

@@ -45,6 +45,12 @@ def _native_for(*tensors: Tensor | None) -> Library | None:
     return native() if floats[0].dtype == torch.float32 else None
 
 
+def _check_sizes(rows: int, bias: Tensor | None) -> None:
+    """Kernels read as many biases as there are rows."""
+    if bias is not None and bias.shape != (rows,):
+        raise ConfigError(f"bias has shape {tuple(bias.shape)}, the sparse layer has {rows} outputs")
+
+
 def _kernel(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         _library.impl(name, function, "CPU")
@@ -107,6 +113,7 @@ torch.library.register_autograd("gossamer::unpack", lambda ctx, grad: (pack(grad
 
 @_kernel("linear")
 def _linear(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+    _check_sizes(rows, bias)
     library = _native_for(x, values, bias)
     if library is None:
         return reference.linear_forward(index, values, bias, x, rows)
@@ -175,6 +182,7 @@ def _as_struct(geometry: Sequence[int]) -> Any:
 
 @_kernel("conv")
 def _conv(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, shape: list[int], *how: Any) -> Tensor:
+    _check_sizes(shape[0], bias)
     library = _native_for(x, values, bias)
     if library is None:
         return reference.conv_forward(index, values, bias, x, shape, *how)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .reference_index import build as build
 from .reference_index import check as check
+from .reference_index import index_bytes as index_bytes
 from .reference_index import positions as positions
 from .reference_index import sizes
 

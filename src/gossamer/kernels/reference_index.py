@@ -75,6 +75,11 @@ def _layout(*sizes: int) -> tuple[int, int, int, int]:
     return groups_at, rows_at, columns_at, columns_at + count * 2
 
 
+def index_bytes(*sizes: int) -> int:
+    """Length of an index; sizes: rows, columns, count, rows and columns of a block."""
+    return _layout(*sizes)[-1]
+
+
 def build(flat: Tensor, shape: tuple[int, int], blocks: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Index (uint8) and order (int64) of positions in a matrix: the i-th stored value is the one at ``flat[order[i]]``.
 

@@ -11,13 +11,14 @@ import functools
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .cpu.library import call, native, threads
+from .cpu.library import Library, call, native, threads
 
 TILE = 1 << 21  # entries of the product that are looked at at a time
-_SAMPLED = 512  # rows, and columns
+_SAMPLED = 256  # rows, and columns
 _UNDERFLOW = 2.0**-120  # of each term, at most
 
 
@@ -36,10 +37,17 @@ class Product:
         """Number of entries."""
         return len(self.left) * len(self.right)
 
-    def sample(self) -> Tensor:
-        """Some of its entries, spread evenly over rows and columns; 1-D."""
-        some = [part[:: max(1, len(part) // _SAMPLED)] for part in (self.left, self.right)]
-        return (some[0] @ some[1].t()).view(-1)
+    def sample(self, known: Tensor) -> Tensor:
+        """Some of its entries, 1-D, spread evenly over rows and columns; 0 at the ascending positions ``known``."""
+        columns = len(self.right)
+        down, across = (max(1, len(part) // _SAMPLED) for part in (self.left, self.right))
+        some = self.left[::down] @ self.right[::across].t()
+        starts = np.arange(0, len(self.left), down) * columns
+        ends = np.searchsorted(known.numpy(), np.stack([starts, starts + columns])).T
+        here = np.concatenate([known.numpy()[first:last] for first, last in ends])
+        here = here[here % columns % across == 0]
+        some.numpy()[here // columns // down, here % columns // across] = 0.0
+        return some.view(-1)
 
     def at(self, positions: Tensor) -> Tensor:
         """Its entries at flat positions, int64."""
@@ -59,7 +67,7 @@ class Product:
         slack = [part.norm(dim=1) for part in (self.left, self.right)]
         slack[0] = slack[0] * _relative_error(low, self.left.shape[1])
         least = limit * (1 - torch.finfo(low).eps / 2) - self.left.shape[1] * _UNDERFLOW
-        if least <= 0 or not math.isfinite(float(slack[0].max() * slack[1].max())):
+        if not 0 < least < math.inf or not math.isfinite(float(slack[0].max() * slack[1].max())):
             return None
         left, right = self.left.to(low), self.right.to(low).t()
         columns, height = right.shape[1], max(1, TILE // right.shape[1])
@@ -76,7 +84,7 @@ class Product:
         return torch.cat(found)
 
 
-def _library() -> object:
+def _library() -> Library:
     library = native()
     assert library is not None
     return library
@@ -90,10 +98,10 @@ def _coarse() -> torch.dtype:
 
 
 def _relative_error(dtype: torch.dtype, samples: int) -> float:
-    """By how much a dot product can differ from the exact one, as computed in float32, over the norms of its factors.
+    """By how much a dot product can differ from the same one in float32, over the norms of its factors.
 
-    |sum a b - sum a' b'| <= (2 u + u^2) sum |a b| if each factor is rounded by u of itself, and sum |a b| is at most the
-    product of the norms (Cauchy-Schwarz). Either sum is accumulated in float32. The norms are rounded too.
+    |sum a b - sum a' b'| <= (2 u + u^2) sum |a b| if each factor is rounded by u of itself, and sum |a b| is at most
+    the product of the norms (Cauchy-Schwarz). Either sum is accumulated in float32. The norms are rounded too.
     """
     rounding = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps / 2
     sums = 2 * samples * torch.finfo(torch.float32).eps

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..errors import ConfigError
 from . import _operators, reference
@@ -54,6 +55,27 @@ def blocks(shape: tuple[int, int], count: int, taps: int = 1) -> tuple[int, int]
     return min(height, rows), width
 
 
+def index_bytes(shape: tuple[int, int], count: int, taps: int = 1) -> int:
+    """Bytes of the index of ``count`` values in a matrix of ``shape``, wherever they lie; taps as in `build`.
+
+    Raises:
+        ConfigError: a size is out of range.
+    """
+    return reference.index_bytes(*shape, count, *_blocks(shape, count, taps))
+
+
+def _blocks(shape: tuple[int, int], count: int, taps: int) -> tuple[int, int]:
+    """The same as `blocks`, of sizes that can be."""
+    rows, columns = shape
+    if not 0 < rows <= 1 << 31 or not 0 < columns <= 1 << 31:
+        raise ConfigError(f"a sparse matrix of {rows} x {columns}: each side must be between 1 and {1 << 31}")
+    if taps > _LARGEST:
+        raise ConfigError(f"a kernel of {taps} entries; sparse convolutions go up to {_LARGEST}, keep this layer dense")
+    if not 0 <= count <= rows * columns:
+        raise ConfigError(f"{count} values do not fit into a {rows} x {columns} matrix")
+    return blocks(shape, count, taps)
+
+
 def build(flat: Tensor, shape: tuple[int, int], taps: int = 1) -> tuple[Tensor, Tensor]:
     """Return the index of the entries at positions ``flat`` and the order in which it stores them.
 
@@ -69,9 +91,7 @@ def build(flat: Tensor, shape: tuple[int, int], taps: int = 1) -> tuple[Tensor, 
         raise ConfigError(
             f"positions are {flat.dtype} of shape {tuple(flat.shape)} on {flat.device}; expected 1-D int64 on the CPU"
         )
-    if not 0 < rows <= 1 << 31 or not 0 < columns <= 1 << 31:
-        raise ConfigError(f"a sparse matrix of {rows} x {columns}: each side must be between 1 and {1 << 31}")
-    row_block, column_block = blocks(shape, len(flat), taps)
+    row_block, column_block = _blocks(shape, len(flat), taps)
     library = native()
     if library is None:
         return reference.build(flat, shape, (row_block, column_block))
@@ -79,7 +99,7 @@ def build(flat: Tensor, shape: tuple[int, int], taps: int = 1) -> tuple[Tensor, 
     index = torch.empty(max(0, library.index_bytes(*sizes)), dtype=torch.uint8)
     order = torch.empty(len(flat), dtype=torch.int64)
     given = flat, len(flat), rows, columns, row_block, column_block
-    if not len(index) or call(library.index_build, *given, index, order):
+    if not len(index) or call(library.index_build, *given, index, order, threads()):
         raise ConfigError(
             f"positions must ascend strictly within 0..{rows * columns - 1} for a {rows} x {columns} matrix; sort them "
             "and drop repeated ones"
@@ -88,7 +108,7 @@ def build(flat: Tensor, shape: tuple[int, int], taps: int = 1) -> tuple[Tensor, 
 
 
 def check(index: Tensor, shape: tuple[int, int], count: int, taps: int = 1) -> None:
-    """Raise ConfigError unless ``index`` is a valid index of ``count`` values in a matrix of ``shape``; taps as in `build`."""
+    """Raise ConfigError unless ``index`` is valid for ``count`` values in a matrix of ``shape``; taps as in `build`."""
     if index.dtype != torch.uint8 or index.ndim != 1 or index.device.type != "cpu":
         raise ConfigError(f"an index is {index.dtype} of shape {tuple(index.shape)}; expected 1-D uint8 on the CPU")
     library = native()
@@ -128,6 +148,7 @@ def gather(weight: Tensor, index: Tensor, count: int) -> Tensor:
 
 def pack(x: Tensor) -> Tensor:
     """(batch, *features) -> (tiles, *features, 16); differentiable."""
+    _refuse_tangents(x)
     return _operators.pack(x)
 
 
@@ -141,6 +162,7 @@ def linear(packed: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, r
 
     Differentiable in ``packed``, ``values`` and ``bias``; the index must be valid and fit (`check`).
     """
+    _refuse_tangents(packed, values)
     return _operators.linear(packed, values, index, bias, rows)
 
 
@@ -159,4 +181,15 @@ def conv(
 
     weight_shape: (out, in / groups, kernel height, kernel width). Differentiable as `linear`.
     """
+    _refuse_tangents(packed, values)
     return _operators.conv(packed, values, index, bias, weight_shape, stride, padding, dilation, groups)
+
+
+def _refuse_tangents(*tensors: Tensor) -> None:
+    """Forward-mode derivatives would be lost without a word."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise RuntimeError(
+            "sparse products have no forward-mode derivative; compute it with the dense form of the layer"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -40,8 +40,25 @@ def check_device(values: Tensor) -> None:
         raise ConfigError(f"a sparse layer cannot hold {values.dtype} values; use torch.float32")
 
 
+def check_sizes(**sizes: object) -> None:
+    """Raise ConfigError unless every size is a whole number from 1 on."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
+            raise ConfigError(f"{name}={size!r}: expected a whole number of 1 or more")
+
+
+def check_tensor(x: object) -> None:
+    """An input must be an ordinary tensor, whose memory kernels can read."""
+    if not isinstance(x, Tensor):
+        raise ConfigError(f"the input is a {type(x).__name__}; expected a tensor, e.g. torch.as_tensor(x)")
+    if x.layout != torch.strided or x.is_nested:
+        kind = "nested tensor" if x.is_nested else f"{x.layout} tensor"
+        raise ConfigError(f"the input is a {kind}; sparse layers take dense ones, e.g. x.to_dense()")
+
+
 def check_input(x: Tensor, values: Tensor, fits: bool, wanted: str) -> None:
     """An input must be of the wanted shape, and on the device and of the dtype of the values (autocast: floating)."""
+    check_device(values)
     if not fits:
         raise ConfigError(f"a sparse layer got an input of shape {tuple(x.shape)}; expected {wanted}")
     if x.device != values.device:
@@ -53,22 +70,27 @@ def check_input(x: Tensor, values: Tensor, fits: bool, wanted: str) -> None:
         )
 
 
-def misfit(values: Any, index: Any, bias: Any, own_bias: Tensor | None, matrix: tuple[int, int], taps: int) -> str:
-    """Why saved tensors cannot be those of a layer, or ''; None stands for one that was not saved."""
-    if values is None and index is None:
-        return ""
-    if values is None or index is None:
-        return "values and index belong together, one of them is missing"
-    if values.ndim != 1 or not values.is_floating_point():
-        return f"values are {values.dtype} of shape {tuple(values.shape)}; expected a 1-D floating point tensor"
-    if bias is not None and own_bias is not None and bias.shape != own_bias.shape:
-        return f"bias has shape {tuple(bias.shape)}, the layer's has {tuple(own_bias.shape)}"
+def unindexable(weight_shape: Sequence[int]) -> str:
+    """Why no index can be made for a weight, wherever its values lie, or ''."""
     try:
-        if not index.is_meta:
-            sparse.check(index.cpu(), matrix, len(values), taps)
+        sparse.index_bytes((weight_shape[0], math.prod(weight_shape[1:])), 0, math.prod(weight_shape[2:]))
     except ConfigError as error:
         return str(error)
     return ""
+
+
+def make_index(flat: Tensor, matrix: tuple[int, int], taps: int) -> Tensor:
+    """The index of some positions; an error if there is no memory for it, as of huge and nearly empty weights."""
+    try:
+        return sparse.build(flat, matrix, taps)[0]
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        size = sparse.index_bytes(matrix, len(flat), taps)
+        raise ConfigError(
+            f"a weight of {matrix[0]} x {matrix[1]} with {len(flat)} values needs an index of {size / 2**30:.3g} GiB, "
+            "for which there is no memory; use a smaller layer"
+        ) from error
 
 
 def coordinates(indices: Tensor, values: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,12 @@ from .layer_shape import LayerShape
 Record = dict[str, Any]
 
 
-def cache_file() -> Path:
-    """``$XDG_CACHE_HOME/gossamer/measurements.json``, by default below ``~/.cache``."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+def cache_file() -> Path | None:
+    """``$XDG_CACHE_HOME/gossamer/measurements.json``, by default below ``~/.cache``; None for a user without a home."""
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return None
     return Path(root) / "gossamer" / "measurements.json"
 
 
@@ -59,6 +62,8 @@ def find(key: str, variants: Sequence[str]) -> Record | None:
 def store(key: str, record: Record) -> None:
     """Keep a record in place of those it covers; without a folder to write to, nothing is kept."""
     path, held = cache_file(), _read()
+    if path is None:
+        return
     others = [r for r in held.get(key, []) if _sound(r) and not r["variants"].keys() <= record["variants"].keys()]
     held[key] = [record, *others]
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -72,8 +77,11 @@ def store(key: str, record: Record) -> None:
 
 
 def _read() -> dict[str, list[Record]]:
+    path = cache_file()
+    if path is None:
+        return {}
     try:
-        held = json.loads(cache_file().read_text(encoding="utf-8"))
+        held = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return {k: v for k, v in held.items() if isinstance(v, list)} if isinstance(held, dict) else {}

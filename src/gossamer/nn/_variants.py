@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..topology import Support
+from ._checks import unindexable
 from .layer_shape import LayerShape
 
 DENSE = ("dense fp32", "dense bf16", "masked", "hybrid", "hybrid rewired")  # those that hold the dense weight
@@ -33,6 +34,8 @@ def passes(shape: LayerShape, density: float, variants: Sequence[str]) -> tuple[
     """
     if len(shape.weight) not in _MODULES:
         raise ConfigError(f"layer {shape}: no sparse layer has a kernel of {len(shape.size)} axes; leave it dense")
+    if unfit := unindexable(shape.weight):
+        raise ConfigError(f"layer {shape}: {unfit}")
     made: dict[str, Pass] = {}
     x, dense = torch.randn(shape.input_shape), None
     if set(variants) & set(DENSE):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ..topology import Support
+from ._checks import unindexable
 from .convolution import SparseConv1d, SparseConv2d
 from .hybrid import Hybrid, HybridConv2d, HybridLinear
 from .linear import SparseLinear
@@ -76,6 +77,8 @@ def refusal(model: nn.Module, module: nn.Module, attribute: str, layout: str) ->
         return "tied: another module computes with the same Parameter"
     if weight.device.type != "cpu":
         return f"on {weight.device}, the kernels are for the CPU"
+    if unfit := unindexable(weight.shape):
+        return unfit
     reader = next((m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer) and _child(m, module)), None)
     return "TransformerEncoderLayer reads its weight in evaluation" if reader and layout == "sparse" else ""
 
@@ -104,7 +107,7 @@ def densify(model: nn.Module) -> nn.Module:
     """Put dense layers, with zeros, in the place of sparse and hybrid ones; return the model, or the layer."""
     made: dict[nn.Module, nn.Module] = {}
     for module in swapped(model):
-        made[module] = module.dense_module() if isinstance(module, SparseWeight) else module.to_dense()
+        made[module] = module.dense_module()
         if isinstance(module, SparseWeight):
             _share_hooks(module, made[module])
     for key, hook in list(model._forward_hooks.items()):

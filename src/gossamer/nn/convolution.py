@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from numbers import Integral
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,8 @@ from torch.nn.grad import conv2d_weight
 from ..errors import ConfigError
 from ..kernels import sparse
 from ..topology import Support
-from ._checks import check_input
+from ._checks import check_input, check_sizes, check_tensor
+from ._forms import check_module, check_place, check_support, refuse_tracers
 from .weight import FanIn, SparseWeight
 
 Size = int | Sequence[int]
@@ -22,7 +24,8 @@ Size = int | Sequence[int]
 class _SparseConv(SparseWeight):
     """What both convolutions share; the kernel has two axes, that of the 1-d one a first one of length 1."""
 
-    axes: int
+    axes: ClassVar[int]
+    _dense: ClassVar[Any]
     in_channels: int
     out_channels: int
     kernel_size: tuple[int, ...]
@@ -51,6 +54,7 @@ class _SparseConv(SparseWeight):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_place(device, dtype)
         self._set_geometry(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self._new(shape, density, support, bias, fan_in, device, dtype)
@@ -71,7 +75,8 @@ class _SparseConv(SparseWeight):
                 f"padding_mode={padding_mode!r}: sparse convolutions pad with zeros only; pad the input with "
                 "torch.nn.functional.pad before the layer"
             )
-        if min(in_channels, out_channels, groups) < 1 or in_channels % groups or out_channels % groups:
+        check_sizes(in_channels=in_channels, out_channels=out_channels, groups=groups)
+        if in_channels % groups or out_channels % groups:
             raise ConfigError(
                 f"{in_channels} input and {out_channels} output channels, groups={groups}: both must be multiples of it"
             )
@@ -88,14 +93,23 @@ class _SparseConv(SparseWeight):
             self.padding = self._per_axis("padding", padding, 0)
 
     def _per_axis(self, name: str, value: Size, least: int) -> tuple[int, ...]:
-        numbers = (value,) * self.axes if isinstance(value, int) else tuple(value)
-        if len(numbers) != self.axes or not all(isinstance(n, int) and n >= least for n in numbers):
+        numbers = tuple(value) if isinstance(value, Sequence) else (value,) * self.axes
+        if len(numbers) != self.axes or not all(isinstance(n, Integral) and n >= least for n in numbers):
             raise ConfigError(f"{name}={value!r}: expected one whole number from {least} on, or {self.axes} of them")
-        return numbers
+        return tuple(int(n) for n in numbers)
 
     @classmethod
-    def from_dense(cls, module: Any, support: Support) -> Self:
-        """Take over the active weights and the bias (the same Parameter) of a dense layer. Draws no random numbers."""
+    def from_dense(cls, module: Any, support: Support | Tensor) -> Self:
+        """Take over the active weights and the bias (the same Parameter) of a dense layer. Draws no random numbers.
+
+        support: a Support or a bool mask of its weight.
+
+        Raises:
+            ConfigError: the module is of another class, or the support of another shape.
+        """
+        check_module(cls, module, cls._dense)
+        check_support(support, module.weight.shape)
+        support = support if isinstance(support, Support) else Support.from_mask(support)
         weight, names = module.weight, ("stride", "padding", "dilation", "groups", "padding_mode")
         options = {name: getattr(module, name) for name in names}
         kind = {"device": weight.device, "dtype": weight.dtype}
@@ -105,14 +119,14 @@ class _SparseConv(SparseWeight):
 
     def dense_module(self) -> Any:
         """Return the layer as a dense one, with zeros; the bias is the same Parameter."""
-        kind: Any = nn.Conv1d if self.axes == 1 else nn.Conv2d
         sizes = (self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation)
-        return self._give_back(kind(*sizes, groups=self.groups, bias=False, device="meta"))
+        return self._give_back(self._dense(*sizes, groups=self.groups, bias=False, device="meta"))
 
     @classmethod
     def _shaped(cls, shape: torch.Size, support: Support, bias: Tensor | None, **options: Any) -> Self:
         if len(shape) != cls.axes + 2:
             raise ConfigError(f"the weight of a {cls.__name__} has {cls.axes + 2} dimensions, got shape {tuple(shape)}")
+        check_place(options.get("device"), options.get("dtype"))
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         kind = {name: options.pop(name) for name in ("fan_in", "device", "dtype") if name in options}
@@ -122,6 +136,8 @@ class _SparseConv(SparseWeight):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_channels, \\*size) -> (batch, out_channels, \\*size'); without the batch too."""
+        refuse_tracers(x)
+        check_tensor(x)
         axes = self.axes
         wanted = f"(batch, {self.in_channels}, {'length' if axes == 1 else 'height, width'}) or one sample of it"
         check_input(x, self.values, x.ndim in (axes + 1, axes + 2) and x.shape[-axes - 1] == self.in_channels, wanted)
@@ -160,6 +176,11 @@ class _SparseConv(SparseWeight):
         if any(more):
             packed = functional.pad(packed, [0, 0, *(side for pad in reversed(more) for side in (0, pad))])
         return packed.unsqueeze(2) if self.axes == 1 else packed
+
+    def _agrees(self) -> bool:
+        rows, channels, *kernel = self.weight_shape
+        said = (self.out_channels, self.in_channels, *self.kernel_size)
+        return said == (rows, channels * self.groups, *kernel) and rows % self.groups == 0
 
     def _product(self, packed: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         return sparse.conv(packed, values, self.index, bias, *self._settings())
@@ -212,6 +233,7 @@ class SparseConv1d(_SparseConv):
     """
 
     axes = 1
+    _dense = nn.Conv1d
     _features = 2
 
 
@@ -230,4 +252,5 @@ class SparseConv2d(_SparseConv):
     """
 
     axes = 2
+    _dense = nn.Conv2d
     _features = 3

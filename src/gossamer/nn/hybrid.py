@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
 from ..kernels import sparse
 from ..topology import Support
+from ._forms import check_module, check_support, recorded
 from .packed import PackedActivation
 
 
@@ -33,41 +33,44 @@ class Hybrid(nn.Module):
         self.set_support(None)
 
     @classmethod
-    def from_dense(cls, module: nn.Module, support: Support | None = None) -> Self:
+    def from_dense(cls, module: nn.Module, support: Support | Tensor) -> Self:
         """The same layer with the same Parameters, hooks and mode; the weight is left as it is.
+
+        support: a Support or a bool mask of its weight.
 
         Raises:
             ConfigError: the module is of another class, or the support of another shape.
         """
-        if type(module) is not cls._dense:
-            raise ConfigError(f"{cls.__name__} stands for a {cls._dense.__name__}, got {type(module).__name__}")
+        check_module(cls, module, cls._dense)
+        check_support(support, module.get_parameter("weight").shape)
         layer = cls.__new__(cls)
         layer.__dict__ = {name: copy.copy(v) if isinstance(v, dict) else v for name, v in module.__dict__.items()}
-        layer.set_support(None if support is None else support.mask)
+        layer.set_support(support)
         return layer
 
-    def to_dense(self) -> nn.Module:
-        """The plain torch layer with the same Parameters, hooks and mode."""
+    def to_dense(self) -> Tensor:
+        """The weight with zeros off its support, if it has one; differentiable."""
+        return self.weight if self._mask is None else torch.where(self._mask, self.weight, 0.0)
+
+    def dense_module(self) -> nn.Module:
+        """Return the plain torch layer with the same Parameters, hooks and mode; the weight is left as it is."""
         module = self._dense.__new__(self._dense)
         own = ("_mask", "_index", "_count", "_seen", "_agrees")
         state = {name: value for name, value in self.__dict__.items() if name not in own}
         module.__dict__ = {name: copy.copy(v) if isinstance(v, dict) else v for name, v in state.items()}
         return module
 
-    def set_support(self, mask: Tensor | None) -> None:
+    def set_support(self, support: Support | Tensor | None) -> None:
         """Take the support that the weight is zero off, None for none; the index is made when it is next needed.
 
-        mask: bool, of the shape of the weight; kept, so it must not be changed in place.
+        support: a Support, or a bool mask of the shape of the weight; a mask is kept, so do not change it in place.
 
         Raises:
-            ConfigError: it is no such mask.
+            ConfigError: it is no such thing.
         """
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != self.weight.shape):
-            raise ConfigError(
-                f"the support of a weight of shape {tuple(self.weight.shape)} is a bool mask of that shape, got "
-                f"{mask.dtype} of shape {tuple(mask.shape)}"
-            )
-        self._mask = mask
+        if support is not None:
+            check_support(support, self.weight.shape)
+        self._mask = support.mask if isinstance(support, Support) else support
         self._index: Tensor | None = None
         self._count = 0
         self._seen: tuple[int, int] | None = None  # storage and version of the weight when it was last looked at
@@ -91,7 +94,9 @@ class Hybrid(nn.Module):
 
     def _suits(self, x: Tensor) -> bool:
         """Whether these tensors are the kernels' kind, in plain reverse-mode differentiation."""
-        if self._mask is None or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if self._mask is None or torch.compiler.is_compiling() or recorded(x):
+            return False
+        if torch._C._are_functorch_transforms_active():
             return False
         weight = self.weight
         float32 = x.dtype == torch.float32 or (x.is_floating_point() and torch.is_autocast_enabled("cpu"))

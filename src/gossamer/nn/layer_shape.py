@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -117,13 +118,17 @@ class LayerShape:
 def traced(model: nn.Module, x: Any) -> dict[str, LayerShape]:
     """Logical weight name -> shape of every linear layer and convolution, dense or sparse, that a forward pass runs.
 
-    x: one batch, as the model takes it. The model is left as it was; random numbers are drawn from a fork. A layer that
-    runs more than once has the rows (a convolution: the examples) of all its calls.
+    x: one batch: a tensor, a tuple of positional arguments, or a dict of named ones. The model is left as it was;
+    random numbers are drawn from a fork. A layer that runs more than once has the rows (a convolution: the examples)
+    of all its calls.
+
+    Raises:
+        ConfigError: the model does not take the batch; tells what it raised.
     """
     calls: dict[str, LayerShape] = {}
 
-    def note(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        shape = _shape_of(module, inputs[0])
+    def note(name: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        shape = _shape_of(module, (*inputs, *named.values())[0])
         if name in calls:
             earlier = calls[name]
             shape = LayerShape(**{**vars(shape), "batch": shape.batch + earlier.batch, "inner": True})
@@ -133,14 +138,29 @@ def traced(model: nn.Module, x: Any) -> dict[str, LayerShape]:
     for path, module in model.named_modules():
         if _is_layer(module):
             name = canonical(f"{path}.weight" if path else "weight")
-            handles.append(module.register_forward_pre_hook(lambda m, inputs, name=name: note(name, m, inputs)))
+            seen = functools.partial(note, name)
+            handles.append(module.register_forward_pre_hook(seen, with_kwargs=True))
     try:
         with _untouched(model), torch.enable_grad():
-            model(x)
+            _run(model, x)
     finally:
         for handle in handles:
             handle.remove()
     return calls
+
+
+def _run(model: nn.Module, x: Any) -> None:
+    try:
+        if isinstance(x, Mapping):
+            model(**x)
+        else:
+            model(*(x if isinstance(x, tuple) else (x,)))
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"the model does not take this batch: {type(error).__name__}: {why}; pass one batch of its inputs: "
+            "a tensor, a tuple of positional arguments, or a dict of named ones"
+        ) from error
 
 
 @contextmanager
@@ -148,9 +168,11 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     """Batch norm's running figures and the random state are put back."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        yield
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
+        try:
+            yield
+        finally:
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
 
 
 def _is_layer(module: nn.Module) -> bool:

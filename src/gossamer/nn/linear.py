@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..kernels import sparse
 from ..topology import Support
-from ._checks import check_input
+from ._checks import check_input, check_sizes, check_tensor
+from ._forms import check_module, check_place, check_support, refuse_tracers
 from .weight import FanIn, SparseWeight
 
 
@@ -56,17 +57,24 @@ class SparseLinear(SparseWeight):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if min(in_features, out_features) < 1:
-            raise ConfigError(
-                f"a sparse layer of {in_features} inputs and {out_features} outputs: each must be 1 or more"
-            )
+        check_sizes(in_features=in_features, out_features=out_features)
+        check_place(device, dtype)
         self.in_features, self.out_features = in_features, out_features
         self._new((out_features, in_features), density, support, bias, fan_in, device, dtype)
 
     @classmethod
-    def from_dense(cls, module: nn.Linear, support: Support) -> Self:
-        """Take over the active weights and the bias (the same Parameter) of a dense layer. Draws no random numbers."""
+    def from_dense(cls, module: nn.Linear, support: Support | Tensor) -> Self:
+        """Take over the active weights and the bias (the same Parameter) of a dense layer. Draws no random numbers.
+
+        support: a Support or a bool mask of its weight.
+
+        Raises:
+            ConfigError: the module is of another class, or the support of another shape.
+        """
+        check_module(cls, module, nn.Linear)
         weight = module.weight
+        check_support(support, weight.shape)
+        support = support if isinstance(support, Support) else Support.from_mask(support)
         layer = cls._shaped(weight.shape, support, module.bias, device=weight.device, dtype=weight.dtype)
         layer._take_over(module)
         return layer
@@ -79,6 +87,7 @@ class SparseLinear(SparseWeight):
     def _shaped(cls, shape: torch.Size, support: Support, bias: Tensor | None, **options: Any) -> Self:
         if len(shape) != 2:
             raise ConfigError(f"the weight of a linear layer has 2 dimensions, got shape {tuple(shape)}")
+        check_place(options.get("device"), options.get("dtype"))
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer.out_features, layer.in_features = shape
@@ -87,9 +96,14 @@ class SparseLinear(SparseWeight):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
+        refuse_tracers(x)
+        check_tensor(x)
         fits = x.ndim > 0 and x.shape[-1] == self.in_features
         check_input(x, self.values, fits, f"(..., {self.in_features})")
         return self._run(x)
+
+    def _agrees(self) -> bool:
+        return self.weight_shape == (self.out_features, self.in_features)
 
     def _product(self, packed: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         return sparse.linear(packed, values, self.index, bias, self.out_features)
@@ -107,7 +121,8 @@ class SparseLinear(SparseWeight):
     def gradient_factors(self, captured: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Return (rows, samples) and (columns, samples) whose product is the gradient of the dense weight."""
         inputs, slopes = zip(*captured, strict=True)
-        return torch.cat(slopes).t().contiguous(), torch.cat(inputs).t().contiguous()
+        left, right = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in (slopes, inputs))
+        return left.t().contiguous(), right.t().contiguous()
 
     def _sizes(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_map, tree_map_only
 
+from ..errors import ConfigError
 from ..kernels import sparse
 
 Handler = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -65,6 +66,15 @@ class PackedActivation(Tensor):
         return _plainly(func, args, kwargs or {})
 
     @property
+    def data(self) -> Tensor:
+        """The same memory, outside autograd; it can be written to, not replaced."""
+        return super().data
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        raise ConfigError("the memory of a PackedActivation cannot be replaced; use x.data.copy_(...) or x.unpacked()")
+
+    @property
     def batch(self) -> int:
         """Number of samples."""
         return math.prod(self.shape[: self.lead])
@@ -109,6 +119,10 @@ class PackedActivation(Tensor):
     def __array__(self, dtype: Any = None) -> Any:
         return self.unpacked().__array__(dtype)
 
+    def share_memory_(self) -> Any:
+        """Not possible: the memory belongs to no storage of its own."""
+        raise ConfigError("a PackedActivation has no storage to share; use x.unpacked().share_memory_()")
+
     def tolist(self) -> Any:
         """As of the plain tensor."""
         return self.unpacked().tolist()
@@ -116,6 +130,11 @@ class PackedActivation(Tensor):
 
 def _plainly(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an operator on plain memory; one that writes, or whose result shares memory, ends the packed form."""
+    if torch.Tag.inplace_view in func.tags and func is not torch.ops.aten.detach_.default:
+        name = func.name().removeprefix("aten::").partition(".")[0]
+        raise ConfigError(
+            f"{name} on a PackedActivation: its shape cannot change in place; use x.unpacked().{name}(...)"
+        )
     wrappers: dict[int, PackedActivation] = {}
     aliased = {a.name for a in func._schema.arguments if a.alias_info is not None}
 
@@ -133,7 +152,17 @@ def _plainly(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     names = [argument.name for argument in func._schema.arguments]
     plain = [convert(name, value) for name, value in zip(names, args, strict=False)]
     result = func(*plain, **{name: convert(name, value) for name, value in kwargs.items()})
-    return tree_map_only(Tensor, lambda out: wrappers.get(id(out), out), result)
+    return tree_map_only(Tensor, lambda out: _wrapper(out, wrappers), result)
+
+
+def _wrapper(out: Tensor, wrappers: dict[int, PackedActivation]) -> Tensor:
+    """The activation that an operator wrote to, which keeps its shape."""
+    x = wrappers.get(id(out), out)
+    if x.shape != out.shape:
+        raise ConfigError(
+            f"a result of shape {tuple(out.shape)} does not fit out=, a PackedActivation of {tuple(x.shape)}"
+        )
+    return x
 
 
 def clear_padding(packed: Tensor, batch: int) -> Tensor:

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, check_choice
 from ..kernels import rewire, sparse
+from ..sparse_layer import Sink
 from ..topology import Support
 from . import _checks, _drawing
+from ._forms import check_support
+from ._loading import loadable
 from .packed import enter, leave
 
 FanIn = Literal["live", "dense"]
-Captured = list[tuple[Tensor, Tensor]]
 
 
 class Moves(NamedTuple):
@@ -42,7 +44,7 @@ class SparseWeight(nn.Module):
         weight_shape: shape of the dense weight, (outputs, inputs / groups, \\*kernel).
         fan_in: what `reset_parameters` scales by.
         keep_packed: whether outputs stay packed (`PackedActivation`); set by `gossamer.convert`.
-        capture: None, or a list to which each backward pass appends the packed (input, gradient of the output), of
+        capture: None, or where each backward pass appends the packed (input, gradient of the output), of
             which `dense_gradient` makes the gradient of inactive entries too. Not filled in compiled code.
     """
 
@@ -52,9 +54,9 @@ class SparseWeight(nn.Module):
     weight_shape: torch.Size
     fan_in: FanIn
     keep_packed: bool
-    capture: Captured | None
+    capture: Sink | None
     _features: int  # dimensions of a sample
-    _trusted: tuple[Tensor, int, int] | None  # the index that was found valid, its version, the count
+    _trusted: tuple[Tensor, tuple[Any, ...]] | None  # the index that was found valid, and how it was then
 
     def _assemble(
         self,
@@ -71,12 +73,15 @@ class SparseWeight(nn.Module):
         count = flat if isinstance(flat, int) else len(flat)
         self.values = nn.Parameter(torch.empty(count, device=device, dtype=dtype))
         _checks.check_device(self.values)
-        with torch.device("cpu"):
-            if isinstance(flat, int):
-                meta = self.values.is_meta  # there an index has a size only
-                flat = torch.arange(count) if meta else _drawing.draw_positions(math.prod(self.matrix), count)
-            index = sparse.build(flat, self.matrix, self.taps)[0]
-        self.register_buffer("index", index.to(self.values.device))
+        if self.values.is_meta:  # there an index has a size only
+            size = sparse.index_bytes(self.matrix, count, self.taps)
+            index = torch.empty(size, dtype=torch.uint8, device=self.values.device)
+        else:
+            with torch.device("cpu"):
+                if isinstance(flat, int):
+                    flat = _drawing.draw_positions(math.prod(self.matrix), count)
+                index = _checks.make_index(flat, self.matrix, self.taps)
+        self.register_buffer("index", index)
         made = torch.empty(self.weight_shape[0], device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if made is None else nn.Parameter(made))
 
@@ -111,13 +116,17 @@ class SparseWeight(nn.Module):
         return math.prod(self.weight_shape[2:])
 
     def positions(self) -> Tensor:
-        """Flat position in the dense weight of each value, int64, in storage order."""
-        self._check_index()
+        """Flat position in the dense weight of each value, int64, in storage order.
+
+        Raises:
+            ConfigError: the layer is on the meta device, or its index is damaged.
+        """
+        self._check_index(read=True)
         return sparse.positions(self.index, self.count)
 
     def ascending(self) -> tuple[Tensor, Tensor]:
-        """Flat positions in ascending order, and the place of each in storage order; int64."""
-        self._check_index()
+        """Flat positions in ascending order, and the place of each in storage order; int64. Raises as `positions`."""
+        self._check_index(read=True)
         return rewire.ascending(self.index, self.count)
 
     def support(self) -> Support:
@@ -165,10 +174,10 @@ class SparseWeight(nn.Module):
             nn.init.uniform_(self.bias, -1 / math.sqrt(columns), 1 / math.sqrt(columns))
 
     @torch.no_grad()
-    def set_support(self, support: Support, before: tuple[Tensor, Tensor] | None = None) -> Moves:
+    def set_support(self, support: Support | Tensor, before: tuple[Tensor, Tensor] | None = None) -> Moves:
         """Change to another support: surviving values move with their entries, newborn ones are zero.
 
-        before: what `ascending` returns, if that is known.
+        support: a Support or a bool mask. before: what `ascending` returns, if that is known.
 
         At an equal count all happens in place. At another one, ``values`` stays the same Parameter, with new memory and
         without a gradient.
@@ -176,12 +185,11 @@ class SparseWeight(nn.Module):
         Raises:
             ConfigError: the support is of another shape.
         """
-        _checks.check_shape(support, self.weight_shape)
-        flat = support.index.cpu()
+        check_support(support, self.weight_shape)
+        flat = (support if isinstance(support, Support) else Support.from_mask(support)).index.cpu()
         index, order = sparse.build(flat, self.matrix, self.taps)
         moves = Moves(*rewire.compare(before or self.ascending(), flat, order))
-        values = self.values.new_zeros(len(flat))
-        values[moves.new] = self.values[moves.old]
+        values = self.values.new_zeros(len(flat)).scatter_(0, moves.new, self.values.index_select(0, moves.old))
         self._make_room(len(flat), len(index))
         self.values.copy_(values)
         self.index.copy_(index)
@@ -189,10 +197,11 @@ class SparseWeight(nn.Module):
 
     def _make_room(self, count: int, index_bytes: int) -> None:
         if count != self.count:
-            self.values.grad, dtype = None, self.values.dtype
+            self.values.grad, dtype, device = None, self.values.dtype, self.values.device
             # A graph that is still alive holds an accumulator for gradients of the old size; another dtype resets it.
-            self.values.data = torch.empty(0, dtype=torch.float16 if dtype != torch.float16 else torch.float32)
-            self.values.data = torch.empty(count, dtype=dtype, device=self.index.device)
+            other = torch.float16 if dtype != torch.float16 else torch.float32
+            self.values.data = torch.empty(0, dtype=other, device=device)
+            self.values.data = torch.empty(count, dtype=dtype, device=device)
         if index_bytes != len(self.index):
             self.index = torch.empty(index_bytes, dtype=torch.uint8, device=self.index.device)
 
@@ -262,6 +271,10 @@ class SparseWeight(nn.Module):
 
     def _run(self, x: Tensor) -> Tensor:
         """Pack, apply the kernel, unpack unless the next layer takes it packed."""
+        if not self._agrees():
+            raise ConfigError(
+                f"the sizes of {self} are not those of its weight, {tuple(self.weight_shape)}; put them back"
+            )
         tracing, lead = torch.compiler.is_compiling(), x.shape[: x.ndim - self._features]
         if not tracing:
             self._check_index()
@@ -275,6 +288,10 @@ class SparseWeight(nn.Module):
             out.register_hook(lambda slope: sink.append((_samples(seen), _samples(slope))))
         y = leave(self._finish(out), lead, keep=self.keep_packed and not tracing and self.values.dtype == dtype)
         return y if torch.is_autocast_enabled("cpu") else y.to(self.values.dtype)
+
+    def _agrees(self) -> bool:
+        """Whether the attributes that tell sizes are as they were made: kernels read as much as the index says."""
+        raise NotImplementedError
 
     def _prepare(self, packed: Tensor) -> Tensor:
         return packed
@@ -293,35 +310,29 @@ class SparseWeight(nn.Module):
         """Return (rows, samples) and (columns, samples) whose product is the gradient, if there are such."""
         return None
 
-    def _check_index(self) -> None:
-        """Kernels trust the index: look through it once after it was loaded, moved or changed."""
-        index = self.index
-        state = (index, -1 if index.is_inference() else index._version, self.count)
-        if self._trusted is None or self._trusted[0] is not index or self._trusted[1:] != state[1:]:
-            _checks.check_device(self.values)
-            if not index.is_meta:
-                sparse.check(index, self.matrix, self.count, self.taps)
-            self._trusted = state
+    def _check_index(self, *, read: bool = False) -> None:
+        """Kernels trust the index: look through it once after it was loaded, moved or changed.
+
+        read: its bytes are needed, of which there are none on the meta device.
+        """
+        index, values = self.index, self.values
+        _checks.check_device(values)
+        if index.is_meta or values.is_meta:
+            if read or index.is_meta != values.is_meta:
+                raise ConfigError("a layer on the meta device has sizes only; use to_empty and load_state_dict first")
+            return
+        # Tensors of inference mode do not count their changes.
+        known = None if index.is_inference() else (index.data_ptr(), index._version, self.count, self.weight_shape)
+        if known is None or self._trusted is None or self._trusted[0] is not index or self._trusted[1] != known:
+            sparse.check(index, self.matrix, self.count, self.taps)
+            self._trusted = None if known is None else (index, known)
 
     # -- loading --
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, *given: Any) -> None:
         """Values travel with their index, of another count too; what does not fit is refused, nothing changed."""
-        values, index = state_dict.get(f"{prefix}values"), state_dict.get(f"{prefix}index")
-        problem = _checks.misfit(values, index, state_dict.get(f"{prefix}bias"), self.bias, self.matrix, self.taps)
-        if problem:
-            error_msgs.append(f"sparse layer {prefix.rstrip('.') or 'at the root'}: {problem}")
-            return
-        if values is not None:
-            self._make_room(len(values), len(index))
-        given = (state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        super()._load_from_state_dict(*given)
+        own: dict[str, Tensor] = {name: value for name, value in self._parameters.items() if value is not None}
+        lengths = loadable({**own, "index": self.index}, self.matrix, self.taps, *given)
+        if lengths is not None:
+            self._make_room(*lengths)
+            super()._load_from_state_dict(*given)

@@ -22,7 +22,7 @@ _P, _N, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "use": (_I, [ctypes.c_char_p]),
     "index_bytes": (_N, [_N] * 5),
-    "index_build": (_I, [_P, _N, _N, _N, _N, _N, _P, _P]),
+    "index_build": (_I, [_P, _N, _N, _N, _N, _N, _P, _P, _I]),
     "index_check": (_I, [_P, _N, _N, _N, _N]),
     "index_positions": (None, [_P, _P]),
     "index_ascending": (None, [_P, _P, _P, _I]),

@@ -169,7 +169,13 @@ def test_every_run_field_is_a_flag_and_nothing_else_is() -> None:
         assert f"--{name.replace('_', '-')}" in text
 
 
-@pytest.mark.parametrize("name", ["train", "demo", "methods", "inspect", "data", "models"])
+def test_help_names_the_values_of_choices() -> None:
+    text = "".join(Outcome("train", "--help").out.replace("│", " ").split())
+    assert "masked|sparse|hybrid|au" in text  # the rest is on the next line
+    assert "sgd|adam" in text
+
+
+@pytest.mark.parametrize("name", ["train", "demo", "methods", "inspect", "bench", "data", "models"])
 def test_every_command_has_help_with_an_example(name: str) -> None:
     done = Outcome(name, "--help")
     assert done.status == 0

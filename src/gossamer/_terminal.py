@@ -64,7 +64,8 @@ def run_flags(function: Callable[..., None]) -> Callable[..., None]:
     for name, (kind, default) in FIELDS.items():
         if name in MAPPINGS:
             continue
-        member = next(member for member in get_args(kind) or (kind,) if member is not type(None))
+        members = (kind,) if get_origin(kind) is Literal else get_args(kind) or (kind,)
+        member = next(member for member in members if member is not type(None))
         choices = "|".join(map(str, get_args(member))) if get_origin(member) is Literal else None
         flag = member if member in (int, float) else str
         shown = "" if default in (None, inspect.Parameter.empty) else f" [default: {default}]"

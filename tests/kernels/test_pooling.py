@@ -33,9 +33,15 @@ def both(x: Tensor, *window: object) -> None:
 @pytest.mark.parametrize("path", PATHS)
 @settings(deadline=None)
 @given(
-    batch=st.integers(1, 20), channels=st.integers(1, 3), size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
-    kernel=pair, stride=pair, dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)), ceil=st.booleans(), pad=st.booleans(),
-)  # fmt: skip
+    batch=st.integers(1, 20),
+    channels=st.integers(1, 3),
+    size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
+    kernel=pair,
+    stride=pair,
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    ceil=st.booleans(),
+    pad=st.booleans(),
+)
 def test_any_window(
     path: str,
     batch: int,

@@ -349,7 +349,7 @@ def test_supports_that_do_not_fit() -> None:
     before = copy.deepcopy(layer.state_dict())
     with pytest.raises(ConfigError, match=r"shape \(40, 30\), the weight has \(30, 40\)"):
         layer.set_support(Support.full((40, 30)))
-    with pytest.raises(ConfigError, match="use mask.bool"):
+    with pytest.raises(ConfigError, match=r"use mask\.bool"):
         layer.set_support(layer.support().mask.float())
     assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
 

@@ -157,7 +157,7 @@ def _linear_derivative(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, values, index = ctx.saved_tensors
     to_x, to_values, _, to_bias = ctx.needs_input_grad[:4]
     dx, dvalues = torch.ops.gossamer.linear_backward(x, values, index, dy, to_x, to_values)
-    return dx if to_x else None, dvalues if to_values else None, None, dy.sum((0, 2)) if to_bias else None, None
+    return dx if to_x else None, dvalues if to_values else None, None, dy.sum(0).sum(1) if to_bias else None, None
 
 
 torch.library.register_autograd("gossamer::linear", _linear_derivative, setup_context=_keep_linear, lib=_library)

@@ -11,6 +11,7 @@ from torch import nn
 from gossamer import Method, candidates, methods
 from gossamer.topology import Constant, DropGrow, mean_gradient, own, scores
 
+from ..kernels.forcing import PATHS, forced
 from .executions import close, data, pair, same_supports
 from .settings import compose, convnet, mlp
 
@@ -85,14 +86,18 @@ def test_tiles_do_not_matter(method: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("make", [mlp, convnet])
 @pytest.mark.parametrize("optimizer", ["sgd-momentum", "adamw"])
 @pytest.mark.parametrize("method", ["set", "rigl"])
-def test_a_hundred_steps_in_single_precision(method: str, optimizer: str, make: Callable[[], nn.Module]) -> None:
+def test_a_hundred_steps_in_single_precision(
+    method: str, optimizer: str, make: Callable[[], nn.Module], path: str
+) -> None:
     every, shape = 10, (20,) if make is mlp else (2, 6, 6)
     chosen = {"set": methods.set_(0.3, every=every), "rigl": methods.rigl(0.3, every=every)}[method]
     masked, sparse = pair(chosen, optimizer, torch.float32, make, steps=100)
-    for batch in data(shape, torch.float32, 100, size=32):
-        masked.step(batch), sparse.step(batch)
-        same_supports(masked, sparse)
+    with forced(path):
+        for batch in data(shape, torch.float32, 100, size=32):
+            masked.step(batch), sparse.step(batch)
+            same_supports(masked, sparse)
     close(sparse.tensors(), masked.tensors(), 1e-5)

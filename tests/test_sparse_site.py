@@ -522,3 +522,24 @@ def test_a_state_that_does_not_fit_changes_nothing() -> None:
     with pytest.raises(CheckpointError, match=r"the saved born of 0\.weight is no torch\.int32 tensor of its shape"):
         run.sparsifier.load_state_dict(state)
     assert run.sparsifier.supports["0.weight"] == before
+
+
+def test_an_exchange_that_gives_up_leaves_the_gradient_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one output the transposed gradient is the memory that was captured."""
+
+    def supports(name: str) -> Support:
+        torch.manual_seed(0)
+        model = nn.Sequential(SparseLinear(400, 1, 0.5))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        method = methods.rigl(0.5, every=2, fraction=0.5)
+        with monkeypatch.context() as patch:
+            patch.setattr(f"gossamer.sparse_site.exchange.{name}", lambda *given: None)
+            sparsifier = gossamer.sparsify(model, method, optimizer, total_steps=20)
+            for _ in range(5):
+                optimizer.zero_grad()
+                model(torch.randn(32, 400)).square().sum().backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+                optimizer.step()
+        return sparsifier.supports["0.weight"]
+
+    assert supports("exchanged") == supports("dropped")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,7 +56,6 @@ class SparseSite(Site):
     _count: int = field(init=False)
     _known: tuple[Tensor, int, bytes] = field(init=False, repr=False)  # the index when it was last set
     _captures: Captures | None = field(init=False, default=None, repr=False)
-    _before: weakref.ref[Tensor] | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.gate = GradientGate(self.parameter, self.whole_mask)  # open: there is nothing off the support
@@ -253,7 +251,7 @@ class SparseSite(Site):
         factors = self.layer.gradient_factors(growth.captured) if growth and dropped is not None and plain else None
         if growth is None or dropped is None or factors is None:
             return False
-        product = Product(factors[0].mul_(growth.factor), factors[1])
+        product = Product(factors[0] * growth.factor, factors[1])  # factors may be what was captured
         values, gradient = self.parameter.detach(), growth.gradient
         chosen = exchange.exchanged(*self._ascending(), values, gradient, product, dropped, total)
         if chosen is None:

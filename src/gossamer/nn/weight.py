@@ -44,8 +44,8 @@ class SparseWeight(nn.Module):
         weight_shape: shape of the dense weight, (outputs, inputs / groups, \\*kernel).
         fan_in: what `reset_parameters` scales by.
         keep_packed: whether outputs stay packed (`PackedActivation`); set by `gossamer.convert`.
-        capture: None, or where each backward pass appends the packed (input, gradient of the output), of
-            which `dense_gradient` makes the gradient of inactive entries too. Not filled in compiled code.
+        capture: None, or where each backward pass appends (input, gradient of the output), row-major, of which
+            `dense_gradient` makes the gradient of inactive entries too. Not filled in compiled code.
     """
 
     values: nn.Parameter

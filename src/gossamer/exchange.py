@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .kernels import rewire
 from .kernels.screen import Product
-from .kernels.select import split
+from .kernels.select import largest
 from .topology import DropGrow, Rule, Structure, Unstructured, as_schedule, scores
 
 _MARGINS = (1.25, 2.0)  # how many more than are wanted the first, and the second, limit is meant to let pass
@@ -37,30 +37,33 @@ def dropped(rule: Rule, structure: Structure, held: int, total: int, step: int) 
 
 
 def exchanged(
-    positions: Tensor, order: Tensor, values: Tensor, gradient: Tensor, product: Product, n_dropped: int, total: int
-) -> Tensor | None:
-    """Flat positions, ascending, of the next support; None where only the general way can tell.
+    index: Tensor, values: Tensor, gradient: Tensor, product: Product, n_dropped: int, total: int
+) -> tuple[Tensor, Tensor] | None:
+    """The mask of the values that stay and the flat positions, ascending, that come; None: ask the general way.
 
-    positions, order: of the active entries, see `kernels.rewire.ascending`. values, gradient: theirs, as stored.
-    product: the gradient of the whole weight.
+    index: of the active entries. values, gradient: theirs. product: the gradient of the whole weight.
     """
-    kept = _largest(values.index_select(0, order), None, len(values) - n_dropped)
+    kept = largest(values, len(values) - n_dropped)
     if kept is None:
         return None
     gone = _numbers(~kept)
-    missing, own = total - len(values) + len(gone), gradient.index_select(0, order.index_select(0, gone)).abs_()
-    samples = [_Sample.of(own, len(own)), _Sample.of(product.sample(positions), product.size)]
+    missing, own = total - len(values) + len(gone), gradient.index_select(0, gone).abs_()
+    samples = [
+        _Sample.of(own, len(own)),
+        _Sample.of(gradient, -len(gradient)),  # active entries are in the product too
+        _Sample.of(product.sample(), product.size),
+    ]
     for margin in _MARGINS:
-        found = _grown(product, positions, own, missing, _limit(samples, margin * missing))
+        found = _grown(product, index, len(values), own, missing, _limit(samples, margin * missing))
         if found is not None:
             revived, born = found
             kept.index_fill_(0, gone.index_select(0, revived), True)
-            return rewire.union(positions.index_select(0, _numbers(kept)), born)
+            return kept, born
     return None
 
 
 class _Sample(NamedTuple):
-    """Some of many magnitudes, ascending; and how many each stands for."""
+    """Some of many magnitudes, ascending; and how many each stands for, negative if they are to be taken away."""
 
     sizes: np.ndarray
     weight: float
@@ -87,15 +90,17 @@ def _limit(samples: Sequence[_Sample], wanted: float) -> float:
 
 
 def _grown(
-    product: Product, positions: Tensor, own: Tensor, missing: int, limit: float
+    product: Product, index: Tensor, count: int, own: Tensor, missing: int, limit: float
 ) -> tuple[Tensor, Tensor] | None:
     """Numbers of the dropped entries, and inactive positions, of the largest gradients; None: the limit was amiss."""
-    others = product.beyond(limit, positions, 4 * missing + 1024)
-    if others is None or len(own) + len(others) < missing:
+    near = product.beyond(limit, 4 * missing + count + 1024)
+    if near is None:
+        return None
+    others = rewire.inactive(index, near)
+    if len(own) + len(others) < missing:
         return None
     sizes = torch.cat([own, product.at(others).abs_()])
-    before = torch.arange(len(sizes)) < len(own)  # these win ties
-    chosen = _largest(sizes, before, missing)
+    chosen = largest(sizes, missing, first=len(own))  # own ones win ties
     if chosen is None or _smallest(sizes, chosen) <= limit:  # what was not looked at could be as large
         return None
     return _numbers(chosen[: len(own)]), others.index_select(0, _numbers(chosen[len(own) :]))
@@ -107,10 +112,3 @@ def _smallest(values: Tensor, of: Tensor) -> float:
 
 def _numbers(mask: Tensor) -> Tensor:
     return torch.from_numpy(np.flatnonzero(mask.numpy()))  # several times faster than torch's own
-
-
-def _largest(values: Tensor, first: Tensor | None, count: int) -> Tensor | None:
-    """The mask of the largest magnitudes; ties go to those in ``first``, then to lower numbers."""
-    first = torch.ones(values.shape, dtype=torch.bool) if first is None else first
-    masks = split([values], [first], [torch.empty_like(values)], count)
-    return None if masks is None else masks[0]

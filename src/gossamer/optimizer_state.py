@@ -143,10 +143,9 @@ def relocate_slots(optimizer: Optimizer, param: Tensor, held: Mapping[str, Tenso
     held: the slots before, see `slots`. At the same count they are changed in place, at another they are new tensors.
     """
     for name, slot in held.items():
-        moved = slot.new_full(param.shape, resting_value(name, optimizer, param))
-        kept = slot.index_select(0, moves.old)
-        moved.scatter_(0, moves.new, kept)
+        moved = moves.carried(slot, resting_value(name, optimizer, param))
         if newborn == "neutral" and is_second_moment(name):
+            kept = slot.index_select(0, moves.old)
             moved[moves.born] = kept.mean() if len(kept) else 0.0
         if slot.shape == moved.shape:
             slot.copy_(moved)

@@ -14,28 +14,29 @@ _OWN = (
     "capture",
     "weight_shape",
     "index",
+    "checked_index",
     "positions",
     "ascending",
     "set_support",
+    "exchange",
     "dense_gradient",
     "gradient_factors",
 )
 
 
 class Moved(Protocol):
-    """Where values went when a support changed: int64 places in storage order."""
+    """Where values went when a support changed."""
 
     @property
     def old(self) -> Tensor:
-        """Places of the survivors before."""
-
-    @property
-    def new(self) -> Tensor:
-        """Places of the survivors, in the same order, after."""
+        """Places of the survivors before, in the order in which they are stored after; int64."""
 
     @property
     def born(self) -> Tensor:
-        """Places of newborn entries, after."""
+        """Places of newborn entries, after; int64."""
+
+    def carried(self, held: Tensor, rest: float = 0.0) -> Tensor:
+        """Return a vector in the new order: of survivors what they had, of newborn entries ``rest``."""
 
 
 class Sink(Protocol):
@@ -63,6 +64,9 @@ class SparseLayer(Protocol):
     def index(self) -> Tensor:
         """Where the values lie, as bytes that only the kernels read."""
 
+    def checked_index(self) -> Tensor:
+        """The same, found valid."""
+
     def positions(self) -> Tensor:
         """Flat position of each value in the dense weight, int64."""
 
@@ -71,6 +75,9 @@ class SparseLayer(Protocol):
 
     def set_support(self, support: Support, before: tuple[Tensor, Tensor] | None = None) -> Moved:
         """Move to another support. Survivors keep their value, newborn ones are 0. before: `ascending()`, if known."""
+
+    def exchange(self, kept: Tensor, born: Tensor) -> Moved | None:
+        """As `set_support`, to the values in the mask ``kept`` and ascending inactive positions; None: not possible."""
 
     def dense_gradient(self, rows: slice, captured: Sequence[Any]) -> Tensor:
         """Gradient of some rows of the dense weight, (rows, columns), summed over what was captured."""

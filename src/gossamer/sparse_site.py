@@ -18,6 +18,7 @@ from .captures import Captures
 from .errors import AttachError
 from .gate import GradientGate
 from .inactive import Zero
+from .kernels import rewire
 from .kernels.screen import Product
 from .site import Site
 from .sparse_layer import Moved, SparseLayer, is_sparse_layer
@@ -154,7 +155,6 @@ class SparseSite(Site):
                 "in a compiled forward pass; leave the model uncompiled, or use a method that grows without gradients, "
                 "such as set"
             )
-        self._order = self._ascending()
         self._growth = _Growth(list(captured), self._factor(grad, captured) / scale, grad.detach() / scale)
 
     def forget_gradient(self) -> None:
@@ -165,15 +165,13 @@ class SparseSite(Site):
         """What unscaling and clipping multiplied gradients by, read off the row of a large one."""
         if not self.count:
             return 1.0
-        columns, (positions, order) = self.shape.numel() // self.shape[0], self._ascending()
-        step = max(1, len(order) // _LOOKED_AT)
-        some = grad.index_select(0, order[::step])
-        step = step if bool(some.count_nonzero()) else 1  # then look at all of them
-        largest = step * int(grad.index_select(0, order[::step]).abs().argmax())
-        row = int(positions[largest]) // columns
-        first, last = torch.searchsorted(positions, torch.tensor([row * columns, (row + 1) * columns])).tolist()
-        mine = self._raw_gradient(captured, row, row + 1)[positions[first:last] - row * columns].double()
-        kept = grad[order[first:last]].double()
+        step = max(1, self.count // _LOOKED_AT)
+        step = step if bool(grad[::step].count_nonzero()) else 1  # then look at all of them
+        largest = step * int(grad[::step].abs().argmax())
+        width = self.shape.numel() // self.shape[0]
+        row, columns, places = rewire.row_of(self.layer.checked_index(), self.count, largest, width)
+        mine = self._raw_gradient(captured, row, row + 1)[columns].double()
+        kept = grad[places].double()
         factor = float((mine @ kept) / (mine @ mine))
         alike = bool((kept - factor * mine).norm() <= 1e-2 * kept.norm())
         tolerance = 1e-3 if alike else 1.0  # rounding; or a penalty on the values, which is none of other entries
@@ -251,20 +249,28 @@ class SparseSite(Site):
         factors = self.layer.gradient_factors(growth.captured) if growth and dropped is not None and plain else None
         if growth is None or dropped is None or factors is None:
             return False
-        product = Product(factors[0] * growth.factor, factors[1])  # factors may be what was captured
+        left, right = factors  # these may be what was captured
+        product = Product(left if growth.factor == 1.0 else left * growth.factor, right)
         values, gradient = self.parameter.detach(), growth.gradient
-        chosen = exchange.exchanged(*self._ascending(), values, gradient, product, dropped, total)
+        chosen = exchange.exchanged(self.layer.checked_index(), values, gradient, product, dropped, total)
         if chosen is None:
             return False
-        self._move(Support(self.shape, len(chosen), chosen, "index"), step, generator)
+        held = optimizer_state.slots(self.optimizer, self.parameter)
+        moves = self.layer.exchange(*chosen)
+        if moves is None:
+            return False
+        self._follow(moves, held, step, generator)
         return True
 
-    @torch.no_grad()
     def _move(self, support: Support, step: int, generator: torch.Generator | None = None) -> None:
-        """Let values, optimizer slots and ages follow to another support."""
-        assert isinstance(self.inactive, Zero)
+        """Change to another support."""
         held = optimizer_state.slots(self.optimizer, self.parameter)
-        moves = self.layer.set_support(support, self._ascending())
+        self._follow(self.layer.set_support(support, self._ascending()), held, step, generator)
+
+    @torch.no_grad()
+    def _follow(self, moves: Moved, held: dict[str, Tensor], step: int, generator: torch.Generator | None) -> None:
+        """Let optimizer slots and ages follow the values. held: the slots as they were."""
+        assert isinstance(self.inactive, Zero)
         self.forget_gradient()
         self._remember()
         if self.optimizer is not None:
@@ -275,9 +281,7 @@ class SparseSite(Site):
 
     def _age(self, moves: Moved, step: int) -> None:
         if self.born is not None:
-            born = torch.full((self.count,), step, dtype=torch.int32)
-            born[moves.new] = self.born[moves.old]
-            self.born = born
+            self.born = moves.carried(self.born, step)
 
     def _draw(self, born: Tensor, generator: torch.Generator) -> None:
         assert isinstance(self.inactive, Zero)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import sparse
-from .cpu.library import call, native, threads
+from .cpu.library import Library, call, native, threads
 
 
 def ascending(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -20,23 +20,76 @@ def ascending(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return flat, place
 
 
-def compare(before: tuple[Tensor, Tensor], flat: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the places, before and after, of positions in both lists, and the places of those in the second alone.
+def sources(before: tuple[Tensor, Tensor], flat: Tensor, order: Tensor) -> Tensor:
+    """Return, for each position that is stored after a change of support, its place before, or -1; int32.
 
     before: as `ascending` returns it. flat, order: the new positions, ascending, and the order in which they are
         stored, see `sparse.build`.
     """
-    (old, source), library = before, native()
+    (old, place), library = before, native()
     if library is None:
         stored = flat[order]
         nearest = torch.searchsorted(old, stored).clamp_(max=max(0, len(old) - 1))
         both = old[nearest] == stored if len(old) else torch.zeros_like(stored, dtype=torch.bool)
-        return source[nearest[both]], both.nonzero().view(-1), (~both).nonzero().view(-1)
-    room = min(len(old), len(flat))
-    kept, moved, born = (torch.empty(size, dtype=torch.int64) for size in (room, room, len(flat)))
-    lists = old, source, len(old), flat, order, len(flat)
-    survivors = call(library.moves, *lists, kept, moved, born, threads())
-    return kept[:survivors], moved[:survivors], born[: len(flat) - survivors]
+        found = torch.full((len(flat),), -1, dtype=torch.int32)
+        found[both] = place[nearest[both]].int()
+        return found
+    found = torch.empty(len(flat), dtype=torch.int32)
+    call(library.sources, old, place, len(old), flat, order, len(flat), found, threads())
+    return found
+
+
+def carried(held: Tensor, source: Tensor, rest: float = 0.0) -> Tensor:
+    """Return what ``held`` has at the places ``source`` (int32), and ``rest`` where that is -1."""
+    library = native()
+    if library is None or held.dtype != torch.float32:
+        padded = torch.cat([held, held.new_full((1,), rest)])
+        return padded.index_select(0, source.long() % len(padded))
+    moved = held.new_empty(len(source))
+    call(library.carry, held, source, len(source), rest, moved, threads())
+    return moved
+
+
+def row_of(index: Tensor, count: int, place: int, columns: int) -> tuple[int, Tensor, Tensor]:
+    """Return the row of a stored value, and of all values in it the columns, ascending, and the places."""
+    library = native()
+    if library is None:
+        flat = sparse.positions(index, count)
+        number = int(flat[place]) // columns
+        places = (flat // columns == number).nonzero().view(-1)
+        own = (flat[places] % columns).sort()
+        return number, own.values, places[own.indices]
+    row, found = torch.empty(1, dtype=torch.int64), torch.empty(2, columns, dtype=torch.int64)
+    held = call(library.row_of, index, place, row, *found)
+    return int(row), found[0, :held], found[1, :held]
+
+
+# -- an exchange, natively only --
+
+
+def exchange(index: Tensor, count: int, kept: Tensor, born: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the index of the ``kept`` values of another and of newborn ones, and the `sources` of its values.
+
+    index, count: what was, with blocks of the size that the new count wants. kept: bool, of each value. born: ascending
+        positions of inactive entries. size: bytes of the index to be.
+    """
+    made, source = torch.empty(size, dtype=torch.uint8), torch.empty(count, dtype=torch.int32)
+    call(_library().exchange, index, kept, born, len(born), count, made, source, threads())
+    return made, source
+
+
+def inactive(index: Tensor, flat: Tensor) -> Tensor:
+    """Return those of some ascending positions that are not in the index; ``flat`` is overwritten."""
+    return flat[: call(_library().inactive, index, flat, len(flat), threads())]
+
+
+def _library() -> Library:
+    library = native()
+    assert library is not None
+    return library
+
+
+# -- lists --
 
 
 def merge(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,6 @@ import functools
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,17 +36,10 @@ class Product:
         """Number of entries."""
         return len(self.left) * len(self.right)
 
-    def sample(self, known: Tensor) -> Tensor:
-        """Some of its entries, 1-D, spread evenly over rows and columns; 0 at the ascending positions ``known``."""
-        columns = len(self.right)
+    def sample(self) -> Tensor:
+        """Some of its entries, 1-D, spread evenly over rows and columns."""
         down, across = (max(1, len(part) // _SAMPLED) for part in (self.left, self.right))
-        some = self.left[::down] @ self.right[::across].t()
-        starts = np.arange(0, len(self.left), down) * columns
-        ends = np.searchsorted(known.numpy(), np.stack([starts, starts + columns])).T
-        here = np.concatenate([known.numpy()[first:last] for first, last in ends])
-        here = here[here % columns % across == 0]
-        some.numpy()[here // columns // down, here % columns // across] = 0.0
-        return some.view(-1)
+        return (self.left[::down] @ self.right[::across].t()).view(-1)
 
     def at(self, positions: Tensor) -> Tensor:
         """Its entries at flat positions, int64."""
@@ -57,11 +49,10 @@ class Product:
         call(_library().sampled_product, *given, values, threads())
         return values
 
-    def beyond(self, limit: float, known: Tensor, most: int) -> Tensor | None:
+    def beyond(self, limit: float, most: int) -> Tensor | None:
         """Flat positions, ascending, of all entries of a magnitude above ``limit``, and of some that come near it.
 
-        known: ascending positions to leave out. None: there are more than ``most``, something is not finite, or the
-            limit is too low to tell.
+        None: there are more than ``most``, something is not finite, or the limit is too low to tell.
         """
         low = _coarse()
         slack = [part.norm(dim=1) for part in (self.left, self.right)]
@@ -76,7 +67,7 @@ class Product:
         for first in range(0, len(left), height):
             rows = left[first : first + height]
             tile = torch.mm(rows, right, out=buffer[: len(rows)])
-            where = first, len(rows), columns, *slack, least, known, len(known)
+            where = first, len(rows), columns, *slack, least
             count = call(_library().screen, tile, low == torch.bfloat16, *where, room, threads())
             found.append(room[:count].clone())
             if sum(map(len, found)) > most:

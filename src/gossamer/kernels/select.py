@@ -25,14 +25,33 @@ def split(
     CPU, without the native library, for values that are not finite, where very many magnitudes are equal, where one of
     several weights would be left without any and, rarely, when a sample of the weights misleads.
     """
+    found = _split(weights, active, views, count)
+    return None if found is None else found[0]
+
+
+def largest(values: Tensor, count: int, first: int | None = None) -> Tensor | None:
+    """Return the mask of the ``count`` largest magnitudes of a vector; ties go to the ``first`` values (default: all).
+
+    None: as `split`; or there are ties among the first that only an order of theirs could break. Of the others the
+    lower number wins.
+    """
+    active = torch.arange(len(values)) < (len(values) if first is None else first)
+    found = _split([values], [active], [torch.empty_like(values)], count)
+    return None if found is None or found[1] else found[0][0]
+
+
+def _split(
+    weights: Sequence[Tensor], active: Sequence[Tensor], views: Sequence[Tensor], count: int
+) -> tuple[list[Tensor], bool] | None:
+    """See `split`; and whether active entries of equal magnitudes were told apart by their positions."""
     native = library.native() if _built() else None
     if native is None or not all(map(_plain, (*weights, *views))) or not all(mask.is_contiguous() for mask in active):
         return None
     masks = [torch.empty(weight.shape, dtype=torch.bool) for weight in weights]
     sizes = (ctypes.c_int64 * len(weights))(*[weight.numel() for weight in weights])
     given = [_addresses(tensors) for tensors in (weights, active, views, masks)]
-    gave_up = native.split(len(weights), *given, sizes, count, native.isa.encode(), library.threads())
-    return None if gave_up else masks
+    outcome = native.split(len(weights), *given, sizes, count, native.isa.encode(), library.threads())
+    return None if outcome < 0 else (masks, outcome > 0)
 
 
 @functools.cache

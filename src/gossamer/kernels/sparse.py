@@ -33,7 +33,7 @@ _PROBLEMS = {
     5: "rows or columns are out of range, repeated or out of order",
     6: "its blocks cut through kernels",
 }
-_WIDTH_AT = slice(40, 48)  # the columns of a block, in the header
+_BLOCK_AT = slice(32, 48)  # rows and columns of a block, in the header
 
 
 def blocks(shape: tuple[int, int], count: int, taps: int = 1) -> tuple[int, int]:
@@ -53,6 +53,12 @@ def blocks(shape: tuple[int, int], count: int, taps: int = 1) -> tuple[int, int]
     while height < min(rows, _LARGEST) and height * width * density < 2048:  # blocks cost something too
         height *= 2
     return min(height, rows), width
+
+
+def block_of(index: Tensor) -> tuple[int, int]:
+    """Rows and columns of a block of this index."""
+    height, width = index[_BLOCK_AT].clone().view(torch.int64).tolist()
+    return height, width
 
 
 def index_bytes(shape: tuple[int, int], count: int, taps: int = 1) -> int:
@@ -117,7 +123,7 @@ def check(index: Tensor, shape: tuple[int, int], count: int, taps: int = 1) -> N
     else:
         problem = call(library.index_check, index, len(index), *shape, count)
     if not problem and taps > 1:
-        width = int(index[_WIDTH_AT].clone().view(torch.int64))
+        width = block_of(index)[1]
         problem = 6 if width < shape[1] and width % taps else 0
     if problem:
         raise ConfigError(

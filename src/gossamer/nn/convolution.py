@@ -16,7 +16,7 @@ from ..kernels import sparse
 from ..topology import Support
 from ._checks import check_input, check_sizes, check_tensor
 from ._forms import check_module, check_place, check_support, refuse_tracers
-from .weight import FanIn, SparseWeight
+from .weight import FanIn, Pass, SparseWeight
 
 Size = int | Sequence[int]
 
@@ -189,11 +189,11 @@ class _SparseConv(SparseWeight):
         return packed.squeeze(2) if self.axes == 1 else packed
 
     @torch.no_grad()
-    def dense_gradient(self, rows: slice, captured: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    def dense_gradient(self, rows: slice, captured: Iterable[Pass]) -> Tensor:
         """Gradient of the dense weight's ``rows``, (rows, columns), of what `capture` holds; summed over its items."""
         wanted = range(*rows.indices(self.out_channels))
         total = torch.zeros(len(wanted), self.matrix[1], dtype=self.values.dtype)
-        for x, slope in captured:
+        for x, slope in (each.samples for each in captured):
             for group, at in self._parts(wanted):
                 total[at] += self._weight_gradient(x, slope[:, rows][:, at], group)
         return total

@@ -13,7 +13,7 @@ from ..kernels import sparse
 from ..topology import Support
 from ._checks import check_input, check_sizes, check_tensor
 from ._forms import check_module, check_place, check_support, refuse_tracers
-from .weight import FanIn, SparseWeight
+from .weight import FanIn, Pass, SparseWeight
 
 
 class SparseLinear(SparseWeight):
@@ -109,20 +109,19 @@ class SparseLinear(SparseWeight):
         return sparse.linear(packed, values, self.index, bias, self.out_features)
 
     @torch.no_grad()
-    def dense_gradient(self, rows: slice, captured: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    def dense_gradient(self, rows: slice, captured: Iterable[Pass]) -> Tensor:
         """Gradient of the dense weight's ``rows``, (rows, columns), of what `capture` holds; summed over its items."""
         total: Tensor | None = None
-        for x, slope in captured:
-            left = slope[:, rows].t()
-            total = left @ x if total is None else total.addmm_(left, x)
+        for x, slope in (each.features for each in captured):
+            total = slope[rows] @ x.t() if total is None else total.addmm_(slope[rows], x.t())
         return self.values.new_zeros(self.weight_shape)[rows] if total is None else total
 
     @torch.no_grad()
-    def gradient_factors(self, captured: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def gradient_factors(self, captured: Iterable[Pass]) -> tuple[Tensor, Tensor]:
         """Return (rows, samples) and (columns, samples) whose product is the gradient of the dense weight."""
-        inputs, slopes = zip(*captured, strict=True)
-        left, right = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in (slopes, inputs))
-        return left.t().contiguous(), right.t().contiguous()
+        inputs, slopes = zip(*(each.features for each in captured), strict=True)
+        left, right = (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0] for parts in (slopes, inputs))
+        return left, right
 
     def _sizes(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"

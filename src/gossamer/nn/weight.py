@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,17 +24,56 @@ from .packed import enter, leave
 FanIn = Literal["live", "dense"]
 
 
-class Moves(NamedTuple):
-    """A change of support: survivors from storage place ``old`` to ``new``; newborn to ``born``."""
+@dataclass(frozen=True, eq=False)
+class Moves:
+    """A change of support.
 
-    old: Tensor
-    new: Tensor
-    born: Tensor
+    source: int32, for each stored value its storage place before, or -1 if it is newborn.
+    """
+
+    source: Tensor
+
+    @property
+    def old(self) -> Tensor:
+        """Places of the survivors before."""
+        return self.source[self.new].long()
+
+    @property
+    def new(self) -> Tensor:
+        """Places of the survivors, in the same order, after."""
+        return torch.from_numpy(np.flatnonzero(self.source.numpy() >= 0))
+
+    @property
+    def born(self) -> Tensor:
+        """Places of newborn entries, after."""
+        return torch.from_numpy(np.flatnonzero(self.source.numpy() < 0))
+
+    def carried(self, held: Tensor, rest: float = 0.0) -> Tensor:
+        """Return a vector in the new order: of survivors what they had, of newborn entries ``rest``."""
+        return rewire.carried(held, self.source, rest)
 
 
-def _samples(packed: Tensor) -> Tensor:
-    """Row-major, with the samples that fill the last lanes up; their slopes are zero."""
-    return sparse.unpack(packed.detach(), sparse.LANES * len(packed))
+@dataclass(frozen=True)
+class Pass:
+    """What one backward pass went through, both packed. The samples that fill the last lanes up have slopes of zero.
+
+    x: input. slope: gradient of the output.
+    """
+
+    x: Tensor
+    slope: Tensor
+
+    @functools.cached_property
+    def samples(self) -> tuple[Tensor, Tensor]:
+        """Both row-major, (samples, *features)."""
+        many = sparse.LANES * len(self.x)
+        return sparse.unpack(self.x, many), sparse.unpack(self.slope, many)
+
+    @functools.cached_property
+    def features(self) -> tuple[Tensor, Tensor]:
+        """Both of samples with one axis, as (features, samples)."""
+        x, slope = (part.transpose(0, 1).reshape(part.shape[1], -1) for part in (self.x, self.slope))
+        return x, slope
 
 
 class SparseWeight(nn.Module):
@@ -44,8 +86,8 @@ class SparseWeight(nn.Module):
         weight_shape: shape of the dense weight, (outputs, inputs / groups, \\*kernel).
         fan_in: what `reset_parameters` scales by.
         keep_packed: whether outputs stay packed (`PackedActivation`); set by `gossamer.convert`.
-        capture: None, or where each backward pass appends (input, gradient of the output), row-major, of which
-            `dense_gradient` makes the gradient of inactive entries too. Not filled in compiled code.
+        capture: None, or where each backward pass appends a `Pass`, of which `dense_gradient` makes the gradient of
+            inactive entries too. Not filled in compiled code.
     """
 
     values: nn.Parameter
@@ -121,13 +163,16 @@ class SparseWeight(nn.Module):
         Raises:
             ConfigError: the layer is on the meta device, or its index is damaged.
         """
-        self._check_index(read=True)
-        return sparse.positions(self.index, self.count)
+        return sparse.positions(self.checked_index(), self.count)
 
     def ascending(self) -> tuple[Tensor, Tensor]:
         """Flat positions in ascending order, and the place of each in storage order; int64. Raises as `positions`."""
+        return rewire.ascending(self.checked_index(), self.count)
+
+    def checked_index(self) -> Tensor:
+        """The index, which the kernels can rely on. Raises as `positions`."""
         self._check_index(read=True)
-        return rewire.ascending(self.index, self.count)
+        return self.index
 
     def support(self) -> Support:
         """The active coordinates."""
@@ -188,11 +233,28 @@ class SparseWeight(nn.Module):
         check_support(support, self.weight_shape)
         flat = (support if isinstance(support, Support) else Support.from_mask(support)).index.cpu()
         index, order = sparse.build(flat, self.matrix, self.taps)
-        moves = Moves(*rewire.compare(before or self.ascending(), flat, order))
-        values = self.values.new_zeros(len(flat)).scatter_(0, moves.new, self.values.index_select(0, moves.old))
-        self._make_room(len(flat), len(index))
+        return self._follow(index, Moves(rewire.sources(before or self.ascending(), flat, order)))
+
+    @torch.no_grad()
+    def exchange(self, kept: Tensor, born: Tensor) -> Moves | None:
+        """As `set_support`, to those of the values that are ``kept``, bool, and newborn ones.
+
+        born: flat positions, ascending, of inactive entries. None: nothing was done, as the blocks of the index do not
+        fit the new count. For the native library only.
+        """
+        index, count = self.checked_index(), int(np.count_nonzero(kept.numpy())) + len(born)
+        if sparse.block_of(index) != sparse.blocks(self.matrix, count, self.taps):
+            return None
+        size = sparse.index_bytes(self.matrix, count, self.taps)
+        made, source = rewire.exchange(index, count, kept, born, size)
+        return self._follow(made, Moves(source))
+
+    def _follow(self, index: Tensor, moves: Moves) -> Moves:
+        values = moves.carried(self.values)
+        self._make_room(len(values), len(index))
         self.values.copy_(values)
         self.index.copy_(index)
+        self._trust()
         return moves
 
     def _make_room(self, count: int, index_bytes: int) -> None:
@@ -285,7 +347,7 @@ class SparseWeight(nn.Module):
         sink = self.capture
         if sink is not None and out.requires_grad and not tracing:
             seen = packed.detach()
-            out.register_hook(lambda slope: sink.append((_samples(seen), _samples(slope))))
+            out.register_hook(lambda slope: sink.append(Pass(seen, slope.detach())))
         y = leave(self._finish(out), lead, keep=self.keep_packed and not tracing and self.values.dtype == dtype)
         return y if torch.is_autocast_enabled("cpu") else y.to(self.values.dtype)
 
@@ -302,11 +364,11 @@ class SparseWeight(nn.Module):
     def _finish(self, packed: Tensor) -> Tensor:
         return packed
 
-    def dense_gradient(self, rows: slice, captured: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    def dense_gradient(self, rows: slice, captured: Iterable[Pass]) -> Tensor:
         """Gradient of the dense weight's ``rows``, (rows, columns), of what `capture` holds; summed over its items."""
         raise NotImplementedError
 
-    def gradient_factors(self, captured: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
+    def gradient_factors(self, captured: Iterable[Pass]) -> tuple[Tensor, Tensor] | None:
         """Return (rows, samples) and (columns, samples) whose product is the gradient, if there are such."""
         return None
 
@@ -321,11 +383,20 @@ class SparseWeight(nn.Module):
             if read or index.is_meta != values.is_meta:
                 raise ConfigError("a layer on the meta device has sizes only; use to_empty and load_state_dict first")
             return
-        # Tensors of inference mode do not count their changes.
-        known = None if index.is_inference() else (index.data_ptr(), index._version, self.count, self.weight_shape)
+        known = self._state_of_index()
         if known is None or self._trusted is None or self._trusted[0] is not index or self._trusted[1] != known:
             sparse.check(index, self.matrix, self.count, self.taps)
-            self._trusted = None if known is None else (index, known)
+            self._trust()
+
+    def _trust(self) -> None:
+        """Note that the index is valid as it is now."""
+        known = self._state_of_index()
+        self._trusted = None if known is None else (self.index, known)
+
+    def _state_of_index(self) -> tuple[Any, ...] | None:
+        """What changes with it; None in inference mode, where tensors do not count their changes."""
+        index = self.index
+        return None if index.is_inference() else (index.data_ptr(), index._version, self.count, self.weight_shape)
 
     # -- loading --
 

@@ -74,8 +74,8 @@ GOSSAMER_EXPORT void gossamer_conv_backward(const uint8_t* index, const float* v
 // Where rows of a product, `values`, bfloat16 or float32, may exceed a limit: see `Screen`.
 GOSSAMER_EXPORT int64_t gossamer_screen(const void* values, int bfloat16, int64_t first_row, int64_t rows,
                                         int64_t columns, const float* row_slack, const float* column_slack, float limit,
-                                        const int64_t* active, int64_t active_count, int64_t* found, int threads) {
-  const gossamer::Screen given{first_row, rows, columns, active_count, active, row_slack, column_slack, limit};
+                                        int64_t* found, int threads) {
+  const gossamer::Screen given{first_row, rows, columns, row_slack, column_slack, limit};
   return chosen->screen(values, bfloat16, &given, found, threads);
 }
 

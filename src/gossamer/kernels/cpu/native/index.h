@@ -54,4 +54,20 @@ static inline Index read_index(const std::uint8_t* bytes) {
           pieces(header->columns, header->column_block)};
 }
 
+namespace {
+
+// visit(row in its block, number of its first value, number of values, first column) for the rows of one row block.
+template <class Visit>
+void rows_of(const Index& index, std::int64_t row_block, Visit visit) {
+  for (std::int64_t cb = 0; cb < index.column_blocks; ++cb) {
+    const Block* block = index.blocks + row_block * index.column_blocks + cb;
+    std::int64_t value = block->first;
+    const std::uint16_t* row = index.rows + block->segment;
+    for (const Group *g = index.groups + block[0].group, *end = index.groups + block[1].group; g < end; ++g) {
+      for (int r = 0; r < g->rows; ++r, ++row, value += g->values) visit(*row, value, g->values, cb);
+    }
+  }
+}
+
+}  // namespace
 }  // namespace gossamer

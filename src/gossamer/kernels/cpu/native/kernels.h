@@ -13,8 +13,7 @@ struct Geometry {
 
 // Rows of a product, of which those entries are looked for whose |value| + row_slack * column_slack exceeds `limit`.
 struct Screen {
-  std::int64_t first_row, rows, columns, active_count;
-  const std::int64_t* active;  // ascending flat positions that do not count
+  std::int64_t first_row, rows, columns;
   const float *row_slack, *column_slack;  // of all rows, of all columns
   float limit;
 };

@@ -10,22 +10,10 @@
 namespace {
 
 using namespace gossamer;
+using std::int32_t;
 using std::int64_t;
 using std::uint16_t;
 using std::uint8_t;
-
-// visit(row in its block, number of its first value, number of values, first column) for the rows of one row block.
-template <class Visit>
-void rows_of(const Index& index, int64_t row_block, Visit visit) {
-  for (int64_t cb = 0; cb < index.column_blocks; ++cb) {
-    const Block* block = index.blocks + row_block * index.column_blocks + cb;
-    int64_t value = block->first;
-    const uint16_t* row = index.rows + block->segment;
-    for (const Group *g = index.groups + block[0].group, *end = index.groups + block[1].group; g < end; ++g) {
-      for (int r = 0; r < g->rows; ++r, ++row, value += g->values) visit(*row, value, g->values, cb);
-    }
-  }
-}
 
 // Whether a product with zero is zero everywhere: not so of infinities and NaN.
 bool finite(const float* score, int64_t count) {
@@ -60,14 +48,12 @@ GOSSAMER_EXPORT void gossamer_index_ascending(const uint8_t* bytes, int64_t* fla
   }
 }
 
-// Both lists of positions ascend; `order` is that in which the second are stored, as gossamer_index_build says. Writes,
-// in that order, the places before and after of what is in both, and the places of what is in the second alone; returns
-// how many are in both. The lists written have room for as many as could be.
-GOSSAMER_EXPORT int64_t gossamer_moves(const int64_t* before, const int64_t* before_place, int64_t before_count,
-                                       const int64_t* after, const int64_t* order, int64_t after_count,
-                                       int64_t* old_place, int64_t* new_place, int64_t* born, int threads) {
-  std::vector<int64_t> source(static_cast<size_t>(after_count));
-  std::vector<int64_t> survivors(static_cast<size_t>(threads) + 1, 0);
+// Both lists of positions ascend; `order` is that in which the second are stored, as gossamer_index_build says. Writes, in
+// that order, the place before, or -1 for what is in the second list alone.
+GOSSAMER_EXPORT void gossamer_sources(const int64_t* before, const int64_t* before_place, int64_t before_count,
+                                      const int64_t* after, const int64_t* order, int64_t after_count, int32_t* source,
+                                      int threads) {
+  std::vector<int32_t> found(static_cast<size_t>(after_count));
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static, 1)
@@ -77,33 +63,19 @@ GOSSAMER_EXPORT int64_t gossamer_moves(const int64_t* before, const int64_t* bef
       for (int64_t j = first; j < last; ++j) {
         while (at < before + before_count && *at < after[j]) ++at;
         const bool held = at < before + before_count && *at == after[j];
-        source[static_cast<size_t>(j)] = held ? before_place[at - before] : -1;
+        found[static_cast<size_t>(j)] = held ? static_cast<int32_t>(before_place[at - before]) : -1;
       }
     }
-#pragma omp for schedule(static, 1)
-    for (int part = 0; part < threads; ++part) {
-      int64_t count = 0;
-      for (int64_t i = after_count * part / threads; i < after_count * (part + 1) / threads; ++i) {
-        count += source[static_cast<size_t>(order[i])] >= 0;
-      }
-      survivors[static_cast<size_t>(part) + 1] = count;
-    }
-#pragma omp single
-    for (size_t part = 0; part < static_cast<size_t>(threads); ++part) survivors[part + 1] += survivors[part];
-#pragma omp for schedule(static, 1)
-    for (int part = 0; part < threads; ++part) {
-      int64_t i = after_count * part / threads, kept = survivors[static_cast<size_t>(part)], fresh = i - kept;
-      for (; i < after_count * (part + 1) / threads; ++i) {
-        const int64_t from = source[static_cast<size_t>(order[i])];
-        if (from >= 0) {
-          old_place[kept] = from, new_place[kept++] = i;
-        } else {
-          born[fresh++] = i;
-        }
-      }
-    }
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < after_count; ++i) source[i] = found[static_cast<size_t>(order[i])];
   }
-  return survivors.back();
+}
+
+// What was at the sources, or `fill` where there is none.
+GOSSAMER_EXPORT void gossamer_carry(const float* from, const int32_t* source, int64_t count, float fill, float* to,
+                                    int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t i = 0; i < count; ++i) to[i] = source[i] < 0 ? fill : from[source[i]];
 }
 
 // Numbers, ascending, of the scores above `limit` that are not in the ascending list `active`; returns how many, or -1

@@ -1,6 +1,5 @@
 // The largest entries of a product left^T right that is never kept: where they may be, and what exactly they are.
 #pragma once
-#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -55,19 +54,12 @@ template <class Value>
 std::int64_t screen_rows(const Value* values, const Screen& s, std::int64_t first, std::int64_t last,
                          std::int64_t* found) {
   std::vector<std::uint32_t> where(static_cast<std::size_t>(s.columns) + 16);
-  const std::int64_t *active = std::lower_bound(s.active, s.active + s.active_count, (s.first_row + first) * s.columns),
-                     *end = s.active + s.active_count;
   std::int64_t* to = found;
   for (std::int64_t row = first; row < last; ++row) {
     const std::int64_t start = (s.first_row + row) * s.columns;
     const std::int64_t count = exceeding(values + row * s.columns, s.columns, s.row_slack[s.first_row + row],
                                          s.column_slack, s.limit, where.data());
-    for (std::int64_t i = 0; i < count; ++i) {
-      const std::int64_t position = start + where[static_cast<std::size_t>(i)];
-      while (active < end && *active < position) ++active;
-      *to = position;
-      to += active == end || *active != position;
-    }
+    for (std::int64_t i = 0; i < count; ++i) *to++ = start + where[static_cast<std::size_t>(i)];
   }
   return to - found;
 }

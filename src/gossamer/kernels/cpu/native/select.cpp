@@ -248,8 +248,8 @@ uint64_t nth_largest(const std::vector<uint64_t>& keys, int64_t n) {
 
 // For each of `parts` weights of float32: view = the weight where it is one of the `count` largest magnitudes of them all,
 // +0 elsewhere; mask = bytes 1 and 0. Equal magnitudes: active first, then an earlier weight, then a lower position. isa: of
-// gossamer_use. Returns 0, or -1 when it gave up, one of several weights would be left empty, or there are more than 2^32
-// entries: views and masks are then undefined.
+// gossamer_use. Returns 0, or 1 if active weights of equal magnitude were told apart by their position, or -1 when it gave
+// up, one of several weights would be left empty, or there are more than 2^32 entries: views and masks are then undefined.
 extern "C" __attribute__((visibility("default"))) int gossamer_split(int64_t parts, const float* const* weights,
                                                                      const uint8_t* const* active, float* const* views,
                                                                      uint8_t* const* masks, const int64_t* sizes,
@@ -266,8 +266,12 @@ extern "C" __attribute__((visibility("default"))) int gossamer_split(int64_t par
   for (int64_t above : found.kept) missing -= above;
   if (!found.good || missing < 0 || missing > static_cast<int64_t>(found.keys.size())) return -1;
   const uint64_t last = missing ? nth_largest(found.keys, missing) : ~uint64_t{0};
+  bool by_position = false;
   for (uint64_t one : found.keys) {
-    if (one < last) continue;
+    if (one < last) {
+      by_position |= one >> 32 == last >> 32 && (last >> 32 & 1);
+      continue;
+    }
     const int64_t position = position_of(one);
     const Part& part = part_of(all, position);
     part.view[position - part.first] = part.weight[position - part.first];
@@ -277,5 +281,5 @@ extern "C" __attribute__((visibility("default"))) int gossamer_split(int64_t par
   for (size_t p = 0; parts > 1 && p < all.size(); ++p) {
     if (all[p].size && !found.kept[p]) return -1;
   }
-  return 0;
+  return by_position;
 }

@@ -71,7 +71,7 @@ class _Sample(NamedTuple):
     @classmethod
     def of(cls, values: Tensor, total: int) -> _Sample:
         some = values[:: max(1, len(values) // _SAMPLED)]
-        return cls(np.sort(some.abs().numpy()), total / max(1, len(some)))
+        return cls(np.sort(np.abs(some.numpy())), total / max(1, len(some)))
 
     def above(self, limit: float) -> float:
         """About how many there are above it."""

@@ -67,15 +67,15 @@ def row_of(index: Tensor, count: int, place: int, columns: int) -> tuple[int, Te
 # -- an exchange, natively only --
 
 
-def exchange(index: Tensor, count: int, kept: Tensor, born: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def exchange(index: Tensor, kept: Tensor, born: Tensor, count: int, size: int) -> tuple[Tensor, Tensor] | None:
     """Return the index of the ``kept`` values of another and of newborn ones, and the `sources` of its values.
 
-    index, count: what was, with blocks of the size that the new count wants. kept: bool, of each value. born: ascending
-        positions of inactive entries. size: bytes of the index to be.
+    index: what was, with blocks of the size that the new ``count`` wants. kept: bool, of each value. born: ascending
+        positions of inactive entries. size: bytes of the index to be. None: the matrix has too many blocks for that.
     """
     made, source = torch.empty(size, dtype=torch.uint8), torch.empty(count, dtype=torch.int32)
-    call(_library().exchange, index, kept, born, len(born), count, made, source, threads())
-    return made, source
+    failed = call(_library().exchange, index, kept, born, len(born), count, made, source, threads())
+    return None if failed else (made, source)
 
 
 def inactive(index: Tensor, flat: Tensor) -> Tensor:

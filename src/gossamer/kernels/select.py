@@ -35,7 +35,8 @@ def largest(values: Tensor, count: int, first: int | None = None) -> Tensor | No
     None: as `split`; or there are ties among the first that only an order of theirs could break. Of the others the
     lower number wins.
     """
-    active = torch.arange(len(values)) < (len(values) if first is None else first)
+    active = torch.zeros(values.shape, dtype=torch.bool)
+    active[:first] = True
     found = _split([values], [active], [torch.empty_like(values)], count)
     return None if found is None or found[1] else found[0][0]
 

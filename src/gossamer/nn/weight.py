@@ -240,14 +240,14 @@ class SparseWeight(nn.Module):
         """As `set_support`, to those of the values that are ``kept``, bool, and newborn ones.
 
         born: flat positions, ascending, of inactive entries. None: nothing was done, as the blocks of the index do not
-        fit the new count. For the native library only.
+        fit the new count or are very many. For the native library only.
         """
         index, count = self.checked_index(), int(np.count_nonzero(kept.numpy())) + len(born)
         if sparse.block_of(index) != sparse.blocks(self.matrix, count, self.taps):
             return None
         size = sparse.index_bytes(self.matrix, count, self.taps)
-        made, source = rewire.exchange(index, count, kept, born, size)
-        return self._follow(made, Moves(source))
+        found = rewire.exchange(index, kept, born, count, size)
+        return None if found is None else self._follow(found[0], Moves(found[1]))
 
     def _follow(self, index: Tensor, moves: Moves) -> Moves:
         values = moves.carried(self.values)

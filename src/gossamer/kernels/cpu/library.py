@@ -28,7 +28,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "index_ascending": (None, [_P, _P, _P, _I]),
     "sources": (None, [_P, _P, _N, _P, _P, _N, _P, _I]),
     "carry": (None, [_P, _P, _N, ctypes.c_float, _P, _I]),
-    "exchange": (None, [_P, _P, _P, _N, _N, _P, _P, _I]),
+    "exchange": (_I, [_P, _P, _P, _N, _N, _P, _P, _I]),
     "inactive": (_N, [_P, _P, _N, _I]),
     "row_of": (_N, [_P, _N, _P, _P, _P]),
     "merge": (None, [_P, _N, _P, _N, _P, _P]),

@@ -54,7 +54,7 @@ def exchanged(
         _Sample.of(product.sample(), product.size),
     ]
     for margin in _MARGINS:
-        found = _grown(product, index, len(values), own, missing, _limit(samples, margin * missing))
+        found = _grown(product, index, own, missing, _limit(samples, margin * missing))
         if found is not None:
             revived, born = found
             kept.index_fill_(0, gone.index_select(0, revived), True)
@@ -89,15 +89,10 @@ def _limit(samples: Sequence[_Sample], wanted: float) -> float:
     return float(sizes[low])
 
 
-def _grown(
-    product: Product, index: Tensor, count: int, own: Tensor, missing: int, limit: float
-) -> tuple[Tensor, Tensor] | None:
+def _grown(product: Product, index: Tensor, own: Tensor, missing: int, limit: float) -> tuple[Tensor, Tensor] | None:
     """Numbers of the dropped entries, and inactive positions, of the largest gradients; None: the limit was amiss."""
-    near = product.beyond(limit, 4 * missing + count + 1024)
-    if near is None:
-        return None
-    others = rewire.inactive(index, near)
-    if len(own) + len(others) < missing:
+    others = product.beyond(limit, index, 4 * missing + 1024)
+    if others is None or len(own) + len(others) < missing:
         return None
     sizes = torch.cat([own, product.at(others).abs_()])
     chosen = largest(sizes, missing, first=len(own))  # own ones win ties

@@ -55,6 +55,13 @@ def some_positions(rows: int, columns: int, density: float, seed: int) -> Tensor
     return chosen.flatten().nonzero().flatten()
 
 
+def index_bytes(index: Tensor, shape: tuple[int, int], count: int) -> int:
+    """What an index of so many entries takes up in blocks of the same size."""
+    native = library.native()
+    assert native is not None
+    return int(native.index_bytes(*shape, count, *sparse.block_of(index)))
+
+
 def numbers(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 

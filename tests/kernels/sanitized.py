@@ -12,7 +12,7 @@ from gossamer.errors import ConfigError
 from gossamer.kernels import rewire, screen, select, sparse
 from gossamer.kernels.cpu import library
 
-from .forcing import available, forced, products, some_positions
+from .forcing import available, forced, index_bytes, products, some_positions
 
 
 def linear(draw: random.Random) -> None:
@@ -66,12 +66,19 @@ def lists(draw: random.Random) -> None:
     shape = (draw.randint(1, 1200), draw.randint(1, 300))
     before, after = (some_positions(*shape, draw.choice([0.0, 0.01, 0.3, 1.0]), draw.randrange(1000)) for _ in range(2))
     known = rewire.ascending(sparse.build(before, shape)[0], len(before))
-    rewire.compare(known, after, sparse.build(after, shape)[1])
+    source = rewire.sources(known, after, sparse.build(after, shape)[1])
+    rewire.carried(torch.randn(len(before)), source, 1.0)
     rewire.above(torch.randn(shape[0] * shape[1]), draw.uniform(-1, 2), before)
     samples = draw.randint(1, 70)
     product = screen.Product(torch.randn(shape[0], samples), torch.randn(shape[1], samples))
-    found = product.beyond(draw.uniform(0.5, 2) * samples**0.5, before, product.size)
-    product.at(before if found is None else found)
+    index, kept = sparse.build(before, shape)[0], torch.rand(len(before)) < draw.choice([0.0, 0.5, 1.0])
+    found = product.beyond(draw.uniform(0.5, 2) * samples**0.5, index, product.size)
+    born = before[:0] if found is None else found
+    product.at(born)
+    count = int(kept.sum()) + len(born)
+    rewire.exchange(index, kept, born, count, index_bytes(index, shape, count))
+    if len(before):
+        rewire.row_of(index, len(before), draw.randrange(len(before)), shape[1])
 
 
 def main() -> None:

@@ -1,22 +1,23 @@
 """The largest entries of a product of two matrices, found without ever holding it.
 
-The product is computed tile by tile in bfloat16 where the CPU multiplies that natively, which takes half the time, and
-looked through for entries that may exceed a limit; only these are then computed in float32. What the coarse product
-can be wrong by follows from the norms of its factors, so that no entry is missed.
+The product is computed coarsely, in whole numbers of eight bits where the CPU multiplies these natively (AVX-512 VNNI),
+and looked through for entries that may exceed a limit; only these are then computed in float32. What the coarse product
+can be wrong by follows from the norms of its factors and of what rounding takes from them, so that no entry is missed.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from . import rewire
 from .cpu.library import Library, call, native, threads
 
-TILE = 1 << 21  # entries of the product that are looked at at a time
+TILE = 1 << 21  # entries of the product that are looked at at a time in float32
+_CANNOT = -2
 _SAMPLED = 256  # rows, and columns
 _UNDERFLOW = 2.0**-120  # of each term, at most
 
@@ -49,51 +50,42 @@ class Product:
         call(_library().sampled_product, *given, values, threads())
         return values
 
-    def beyond(self, limit: float, most: int) -> Tensor | None:
+    def beyond(self, limit: float, index: Tensor, most: int) -> Tensor | None:
         """Flat positions, ascending, of all entries of a magnitude above ``limit``, and of some that come near it.
 
-        None: there are more than ``most``, something is not finite, or the limit is too low to tell.
+        index: what to leave out, of a matrix of the same sizes. None: there are more than ``most``, something is not
+            finite, or the limit is too low to tell.
         """
-        low = _coarse()
-        slack = [part.norm(dim=1) for part in (self.left, self.right)]
-        slack[0] = slack[0] * _relative_error(low, self.left.shape[1])
-        least = limit * (1 - torch.finfo(low).eps / 2) - self.left.shape[1] * _UNDERFLOW
-        if not 0 < least < math.inf or not math.isfinite(float(slack[0].max() * slack[1].max())):
+        if not self.left.shape[1] * _UNDERFLOW < limit < math.inf:
             return None
-        left, right = self.left.to(low), self.right.to(low).t()
-        columns, height = right.shape[1], max(1, TILE // right.shape[1])
-        buffer, room = torch.empty(height, columns, dtype=low), torch.empty(height * (columns + 1), dtype=torch.int64)
+        library, found = _library(), torch.empty(threads() * (most + len(self.right)), dtype=torch.int64)
+        given = self.left, self.right, self.left.shape[1], limit, index, found, most, library.isa.encode(), threads()
+        count = call(library.beyond, *given)
+        if count == _CANNOT:
+            return self._beyond(limit, index, most)
+        return found[:count] if count >= 0 else None
+
+    def _beyond(self, limit: float, index: Tensor, most: int) -> Tensor | None:
+        """The same in float32, which takes four times as long."""
+        slack = [part.norm(dim=1) for part in (self.left, self.right)]
+        slack[0] = slack[0] * (2 * self.left.shape[1] * torch.finfo(torch.float32).eps)
+        if not math.isfinite(float(slack[0].max() * slack[1].max())):
+            return None
+        right, columns, height = self.right.t(), len(self.right), max(1, TILE // len(self.right))
+        buffer, room = torch.empty(height, columns), torch.empty(height * (columns + 1), dtype=torch.int64)
         found = [room[:0]]
-        for first in range(0, len(left), height):
-            rows = left[first : first + height]
+        for first in range(0, len(self.left), height):
+            rows = self.left[first : first + height]
             tile = torch.mm(rows, right, out=buffer[: len(rows)])
-            where = first, len(rows), columns, *slack, least
-            count = call(_library().screen, tile, low == torch.bfloat16, *where, room, threads())
+            count = call(_library().screen, tile, first, len(rows), columns, *slack, limit, room, threads())
             found.append(room[:count].clone())
-            if sum(map(len, found)) > most:
+            if sum(map(len, found)) > most + len(index):  # a byte and more for each active one
                 return None
-        return torch.cat(found)
+        others = rewire.inactive(index, torch.cat(found))
+        return others if len(others) <= most else None
 
 
 def _library() -> Library:
     library = native()
     assert library is not None
     return library
-
-
-@functools.cache
-def _coarse() -> torch.dtype:
-    """In what the CPU multiplies fastest."""
-    capable = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if capable else torch.float32
-
-
-def _relative_error(dtype: torch.dtype, samples: int) -> float:
-    """By how much a dot product can differ from the same one in float32, over the norms of its factors.
-
-    |sum a b - sum a' b'| <= (2 u + u^2) sum |a b| if each factor is rounded by u of itself, and sum |a b| is at most
-    the product of the norms (Cauchy-Schwarz). Either sum is accumulated in float32. The norms are rounded too.
-    """
-    rounding = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps / 2
-    sums = 2 * samples * torch.finfo(torch.float32).eps
-    return 1.001 * ((1 + rounding) ** 2 * (1 + sums) - 1)

@@ -71,12 +71,12 @@ GOSSAMER_EXPORT void gossamer_conv_backward(const uint8_t* index, const float* v
   chosen->conv_backward(index, values, x, dy, dx, dvalues, geometry, threads);
 }
 
-// Where rows of a product, `values`, bfloat16 or float32, may exceed a limit: see `Screen`.
-GOSSAMER_EXPORT int64_t gossamer_screen(const void* values, int bfloat16, int64_t first_row, int64_t rows,
-                                        int64_t columns, const float* row_slack, const float* column_slack, float limit,
+// Where rows of a product, `values`, may exceed a limit: see `Screen`.
+GOSSAMER_EXPORT int64_t gossamer_screen(const float* values, int64_t first_row, int64_t rows, int64_t columns,
+                                        const float* row_slack, const float* column_slack, float limit,
                                         int64_t* found, int threads) {
   const gossamer::Screen given{first_row, rows, columns, row_slack, column_slack, limit};
-  return chosen->screen(values, bfloat16, &given, found, threads);
+  return chosen->screen(values, &given, found, threads);
 }
 
 GOSSAMER_EXPORT void gossamer_sampled_product(const float* left, const float* right, int64_t samples, int64_t columns,

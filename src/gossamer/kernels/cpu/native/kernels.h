@@ -39,7 +39,7 @@ struct Kernels {
   void (*conv_backward)(const std::uint8_t* index, const float* values, const float* x, const float* dy, float* dx,
                         float* dvalues, const Geometry* geometry, int threads);
   // Ascending flat positions; `found` has room for rows * (columns + 1). Returns how many.
-  std::int64_t (*screen)(const void* values, int bfloat16, const Screen* given, std::int64_t* found, int threads);
+  std::int64_t (*screen)(const float* values, const Screen* given, std::int64_t* found, int threads);
   void (*sampled_product)(const float* left, const float* right, std::int64_t samples, std::int64_t columns,
                           const std::int64_t* positions, std::int64_t count, float* out, int threads);
   void (*max_pool_forward)(const float* x, float* out, std::int64_t* places, std::int64_t planes, const Window* window,

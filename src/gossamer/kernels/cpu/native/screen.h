@@ -9,34 +9,15 @@
 namespace gossamer {
 namespace {
 
-GOSSAMER_INLINE float widened(const float* row, std::int64_t i) { return row[i]; }
-
-GOSSAMER_INLINE float widened(const std::uint16_t* row, std::int64_t i) {  // bfloat16
-  const std::uint32_t bits = static_cast<std::uint32_t>(row[i]) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-#if defined(__AVX512F__)
-GOSSAMER_INLINE __m512 sixteen(const float* from) { return _mm512_loadu_ps(from); }
-
-GOSSAMER_INLINE __m512 sixteen(const std::uint16_t* from) {
-  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
-#endif
-
 // Columns of a row in which |value| + slack * column_slack exceeds the limit; `to` has room for 16 more than there are.
-template <class Value>
-GOSSAMER_INLINE std::int64_t exceeding(const Value* row, std::int64_t columns, float slack, const float* column_slack,
+GOSSAMER_INLINE std::int64_t exceeding(const float* row, std::int64_t columns, float slack, const float* column_slack,
                                        float limit, std::uint32_t* to) {
   std::int64_t i = 0, count = 0;
 #if defined(__AVX512F__)
   const __m512 own = _mm512_set1_ps(slack), least = _mm512_set1_ps(limit);
   __m512i at = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   for (; i + 16 <= columns; i += 16, at = _mm512_add_epi32(at, _mm512_set1_epi32(16))) {
-    const __m512 size = _mm512_abs_ps(sixteen(row + i));
+    const __m512 size = _mm512_abs_ps(_mm512_loadu_ps(row + i));
     const __m512 most = _mm512_fmadd_ps(own, _mm512_loadu_ps(column_slack + i), size);
     const __mmask16 found = _mm512_cmp_ps_mask(most, least, _CMP_GT_OQ);
     _mm512_storeu_si512(to + count, _mm512_maskz_compress_epi32(found, at));
@@ -45,14 +26,13 @@ GOSSAMER_INLINE std::int64_t exceeding(const Value* row, std::int64_t columns, f
 #endif
   for (; i < columns; ++i) {
     to[count] = static_cast<std::uint32_t>(i);
-    count += __builtin_fabsf(widened(row, i)) + slack * column_slack[i] > limit;
+    count += __builtin_fabsf(row[i]) + slack * column_slack[i] > limit;
   }
   return count;
 }
 
-template <class Value>
-std::int64_t screen_rows(const Value* values, const Screen& s, std::int64_t first, std::int64_t last,
-                         std::int64_t* found) {
+inline std::int64_t screen_rows(const float* values, const Screen& s, std::int64_t first, std::int64_t last,
+                                std::int64_t* found) {
   std::vector<std::uint32_t> where(static_cast<std::size_t>(s.columns) + 16);
   std::int64_t* to = found;
   for (std::int64_t row = first; row < last; ++row) {
@@ -64,16 +44,14 @@ std::int64_t screen_rows(const Value* values, const Screen& s, std::int64_t firs
   return to - found;
 }
 
-std::int64_t screen(const void* values, int bfloat16, const Screen* given, std::int64_t* found, int threads) {
+std::int64_t screen(const float* values, const Screen* given, std::int64_t* found, int threads) {
   const Screen& s = *given;
   std::vector<std::int64_t> counts(static_cast<std::size_t>(threads), 0);
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
   for (int part = 0; part < threads; ++part) {
     const std::int64_t first = s.rows * part / threads, last = s.rows * (part + 1) / threads;
     std::int64_t* to = found + first * (s.columns + 1);
-    counts[static_cast<std::size_t>(part)] =
-        bfloat16 ? screen_rows(static_cast<const std::uint16_t*>(values), s, first, last, to)
-                 : screen_rows(static_cast<const float*>(values), s, first, last, to);
+    counts[static_cast<std::size_t>(part)] = screen_rows(values, s, first, last, to);
   }
   std::int64_t all = 0;
   for (int part = 0; part < threads; ++part) {

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .kernels import rewire
 from .kernels.screen import Product
 from .kernels.select import largest
 from .topology import DropGrow, Rule, Structure, Unstructured, as_schedule, scores

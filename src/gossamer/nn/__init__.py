@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from . import _packed_operators as _packed_operators  # teaches packed activations PyTorch's operators
+from ._moves import Moves
 from .convert import ConversionReport, conversion_report
 from .convolution import SparseConv1d, SparseConv2d
 from .hybrid import HybridConv2d, HybridLinear
 from .linear import SparseLinear
 from .packed import PackedActivation
-from .weight import Moves, SparseWeight
+from .weight import SparseWeight
 
 __all__ = [
     "ConversionReport",

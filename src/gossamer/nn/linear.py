@@ -13,7 +13,8 @@ from ..kernels import sparse
 from ..topology import Support
 from ._checks import check_input, check_sizes, check_tensor
 from ._forms import check_module, check_place, check_support, refuse_tracers
-from .weight import FanIn, Pass, SparseWeight
+from ._moves import Pass
+from .weight import FanIn, SparseWeight
 
 
 class SparseLinear(SparseWeight):

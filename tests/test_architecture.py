@@ -21,7 +21,9 @@ LAYERS = [
     ["choices", "method"],
     ["reparametrise", "tickets"],
     ["methods"],
-    ["_timing", "kernels", "nn"],
+    ["_timing", "kernels"],
+    ["offsets"],
+    ["nn"],
     ["candidates", "captures", "exchange", "hooks", "masking", "optimizer_state", "sparse_methods"],
     ["gate", "latent", "traits"],
     ["site", "sites", "sparse_site"],
@@ -29,7 +31,7 @@ LAYERS = [
     ["state", "learned_state"],
     ["sparsifier"],
     ["learned"],
-    ["entry", "lottery_cs"],
+    ["entry", "lottery_cs", "subspace"],
     ["analysis", "_safetensors", "_sparse_values"],
     [
         "_compression",
@@ -44,7 +46,7 @@ LAYERS = [
     ],
     ["experiments"],
     ["_bench", "_terminal"],
-    ["_bench_command", "_catalogue"],
+    ["_bench_command", "_catalogue", "_costs_command"],
     ["cli"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import analysis, foresight, lottery, methods, nn, topology
+    from . import analysis, foresight, lottery, methods, nn, offsets, topology
     from .conversion import convert
     from .coverage import Coverage
     from .entry import sparsify
@@ -40,6 +40,7 @@ _HOME = {
     "lottery": "",
     "methods": "",
     "nn": "",
+    "offsets": "",
     "sparsify": "entry",
     "topology": "",
 }
@@ -65,6 +66,7 @@ __all__ = [
     "lottery",
     "methods",
     "nn",
+    "offsets",
     "sparsify",
     "topology",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ._sparse_state import entries
+from ._sparse_state import entries, offsets_in
 from ._sparse_values import SparseValues
 from .distributed import is_sharded
 from .errors import CheckpointError
@@ -19,6 +19,12 @@ _SHOWN = 3  # names listed in a message
 
 def check_fits(model: nn.Module, state: Mapping[str, Any], path: str | Path, about: Mapping[str, Any]) -> None:
     """Raise CheckpointError unless the saved names and shapes are those of the model; about: metadata of the file."""
+    held, mine = about.get("offsets", {}), offsets_in(model)
+    other = [
+        f"{name} {held[name]} (here {offset})" for name, offset in mine.items() if held.get(name, offset) != offset
+    ]
+    if other:
+        raise CheckpointError(f"{path} was trained with other offsets than this model has: {_first(other)}")
     own = entries(model)
     odd = {
         "it lacks": [name for name in own if name not in state],

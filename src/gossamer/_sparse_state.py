@@ -18,6 +18,7 @@ from ._safetensors import raw
 from ._sparse_values import SparseValues
 from .errors import CheckpointError
 from .kernels import sparse
+from .nn.offset import OffsetLayer
 from .nn.weight import SparseWeight
 from .targets import canonical
 from .topology import Support
@@ -58,6 +59,12 @@ def entries(model: nn.Module) -> dict[str, Entry]:
         elif last == _VALUES:
             out[f"{start}weight"] = Entry(own, value, layers[start])
     return out
+
+
+def offsets_in(model: nn.Module) -> dict[str, str]:
+    """Path -> offset of the layers that have one; it is not among the tensors that are saved."""
+    layers = ((path, module) for path, module in model.named_modules() if isinstance(module, OffsetLayer))
+    return {canonical(f"{path}.").rstrip("."): repr(layer.offset) for path, layer in layers}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ._files import Contents, describe, load, read_state, save, write_state
 from ._fitting import check_fits, check_optimizers, check_sparse
 from ._packing import densified, pack
 from ._safetensors import sensible
-from ._sparse_state import model_state, numbered, own_slots, own_state, slots_state
+from ._sparse_state import model_state, numbered, offsets_in, own_slots, own_state, slots_state
 from .errors import CheckpointError
 from .learned import LearnedSparsifier
 from .method import Method
@@ -42,13 +42,14 @@ def save_model(
 
     Without `sparsifier`, a dense tensor is stored sparse by its exact zeros where that is smaller. Names are those of
     the plain model, without what DDP or `torch.compile` put before them. A sparse layer at `fc` is saved as
-    `fc.weight`, as that of a masked model is, so a file can be loaded into either.
+    `fc.weight`, as that of a masked model is, so a file can be loaded into either. Of offsets the file holds names,
+    alphas and seeds, no matrix.
 
     Raises:
         CheckpointError: as `save`; or a weight is not zero off its support, or its gates are soft.
     """
     state, _ = model_state(model)
-    about: dict[str, Any] = {"model": type(model).__name__}
+    about = _about(model)
     masks: dict[str, Any] = {}
     if sparsifier is None:
         tensors = {name: t for name, t in pack(state)[0].items() if isinstance(t, Tensor)}
@@ -124,8 +125,7 @@ def save_training(
         by_identity = {id(parameters[name]): support for name, support in supports.items()}
         for number, optimizer in enumerate(every):
             masks |= _slot_masks(f"optimizers/{number}", optimizer, state["optimizers"][number], by_identity)
-    about = {"model": type(model).__name__} | dict(metadata or {})
-    write_state(path, state, masks, {}, "training", about)
+    write_state(path, state, masks, {}, "training", _about(model) | dict(metadata or {}))
 
 
 def load_training(
@@ -148,6 +148,11 @@ def load_training(
     every = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
     with sensible(path), _in_form_of(contents.state["sparsifier"], sparsifier):
         return _take_over(contents, model, every, sparsifier, path)
+
+
+def _about(model: nn.Module) -> dict[str, Any]:
+    offsets = offsets_in(model)
+    return {"model": type(model).__name__} | ({"offsets": offsets} if offsets else {})
 
 
 def _take_over(

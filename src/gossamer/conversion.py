@@ -16,23 +16,40 @@ from .analysis.sanity import Targets, first_supports
 from .errors import AttachError, ConfigError, TargetError, check_choice, check_seed
 from .foresight import Saliency
 from .method import Method
-from .nn.convert import Choice, densify, note, refusal, swap, swapped
+from .nn.convert import (
+    Choice,
+    add_offsets,
+    conversion_report,
+    densify,
+    note,
+    offset_layers,
+    put,
+    refusal,
+    swap,
+    swapped,
+)
+from .nn.hybrid import Hybrid
+from .offsets import Offset
 from .reparametrise import Learned
+from .seeding import generator_for
 from .sparse_methods import refusal as refusal_of_method
 from .sparsifier import _attached as owned
-from .targets import Candidate, check_initialised, choose
+from .targets import Candidate, check_initialised, choose, is_offset_layer
 from .tickets import Tickets
 from .topology import Constant, Support, as_schedule
 
-_LAYOUTS = ("sparse", "hybrid", "auto", "dense")
+_LAYOUTS = ("sparse", "hybrid", "auto", "masked", "dense")
 
 
 def convert(
     model: nn.Module,
     what: Method | Mapping[str, Support | Tensor] | None = None,
     *,
+    offset: Offset | None = None,
+    alpha: float = 1.0,
+    train_alpha: bool = True,
     targets: Targets = None,
-    layout: Literal["sparse", "hybrid", "auto", "dense"] = "sparse",
+    layout: Literal["sparse", "hybrid", "auto", "masked", "dense"] = "sparse",
     seed: int = 0,
     total_steps: int | None = None,
     batch: Any = None,
@@ -43,15 +60,21 @@ def convert(
     mode, ``requires_grad`` and forward and backward hooks are kept. What cannot be swapped stays dense, for `sparsify`
     to mask; `gossamer.nn.conversion_report` says what and why. The model is changed in place.
 
+    With an ``offset`` layers become `nn.OffsetLinear` and `nn.OffsetConv2d`, whose weight is alpha D + S with S = 0.
+    What is said of a weight then holds of S, named ``fc.sparse.weight``. Layers that take no offset do without.
+
     Args:
         what: a method, whose first supports are those that `sparsify` finds for the same model and seed; or weight name
-            -> Support or bool mask. None for ``layout="dense"``.
-        targets: of a method, as for `sparsify`.
+            -> Support or bool mask. None to go back; with an offset, to let each layer hold S as it holds its weight,
+            a dense one for `sparsify` to mask.
+        offset, alpha, train_alpha: as of `nn.OffsetLinear`; without an offset nothing is added.
+        targets: of a method or an offset, as for `sparsify`.
         layout: "sparse": values and indices only. "hybrid": dense weights, sparse products, for methods whose inactive
             weights keep a value; they run every method. "auto": sparse, or hybrid if sparse layers do
             not run the method, for layers that were measured to be faster that way on this machine, at the density that
-            training ends with. "dense": back, bit for bit, with zeros for what did not exist.
-        seed, total_steps: as for `sparsify`.
+            training ends with. "dense": back, bit for bit, with zeros for what did not exist; layers with an offset
+            become plain ones with the weight alpha D + S. "masked": the same, but offsets stay, with a dense S.
+        seed, total_steps: as for `sparsify`. Offsets that are drawn are drawn from the seed and the name of the weight.
         batch: for "auto", one batch of inputs: a tensor, a tuple of positional arguments, or a dict of named ones.
 
     Returns:
@@ -64,10 +87,23 @@ def convert(
     check_choice("layout", layout, _LAYOUTS)
     check_seed(seed)
     _check_model(model)
-    if layout == "dense":
-        if what is not None:
-            raise ConfigError('layout="dense" goes back to dense layers and takes neither a method nor supports')
-        return densify(model)
+    if layout in ("masked", "dense"):
+        if what is not None or offset is not None:
+            raise ConfigError(
+                f'layout="{layout}" goes back to dense layers and takes neither a method nor supports nor an offset'
+            )
+        return densify(model, keep_offsets=layout == "masked")
+    options = {"layout": layout, "seed": seed, "total_steps": total_steps, "batch": batch}
+    if offset is None:
+        return _converted(model, what, targets, **options)
+    added = {"offset": offset, "alpha": alpha, "train_alpha": train_alpha}
+    return _with_offsets(model, what, targets, added, **options)
+
+
+def _converted(
+    model: nn.Module, what: Any, targets: Targets, *, layout: str, seed: int, total_steps: int | None, batch: Any
+) -> nn.Module:
+    """Swap layers for sparse or hybrid ones; those of S where there are offsets."""
     if next(iter(swapped(model)), None) is not None:
         raise ConfigError('the model holds sparse layers already; call convert(model, layout="dense") first')
     if layout == "auto" and batch is None:
@@ -84,6 +120,67 @@ def convert(
     model = swap(model, chosen, kind)
     note(model, choices)
     return model
+
+
+def _with_offsets(
+    model: nn.Module, what: Any, targets: Targets, added: dict[str, Any], *, layout: str, seed: int, **options: Any
+) -> nn.Module:
+    """Add offsets, then swap the layers of S; if that raises, the model is as it was."""
+    if offset_layers(model):
+        raise ConfigError('the model holds offset layers already; call convert(model, layout="dense") first')
+    if what is None and layout != "sparse":
+        raise ConfigError(
+            f'layout="{layout}" is for S of a method or of given supports, and there are none; leave it out'
+        )
+    if isinstance(what, Mapping):
+        _refuse_targets(targets)
+        held = dict(model.named_parameters())
+        what = {name if name in held else _outer_name(name): support for name, support in what.items()}
+        targets = list(what)
+    rows = [row for row in choose(model, targets, layers=True) if row.sparse]
+    why = {row.name: refusal(model, row.module, row.attribute, "offset") for row in rows}
+    taking = {row.module: row.name for row in rows if not why[row.name]}
+    if not taking:
+        raise ConfigError(f"no layer can take an offset: {'; '.join(f'{n}: {w}' for n, w in list(why.items())[:3])}")
+    seeds = {module: generator_for(seed, name, "offset").initial_seed() for module, name in taking.items()}
+    whole, undo = add_offsets(model, seeds, **added)
+    names = [name if why[name] else _inner_name(name) for name in why]
+    try:
+        if what is None:
+            note(whole, [_as_it_is(row) for row in choose(whole, names, layers=True) if row.sparse])
+        else:
+            named = None if isinstance(what, Mapping) else names
+            whole = _converted(whole, what, named, layout=layout, seed=seed, **options)
+    except BaseException:
+        put(whole, undo)
+        raise
+    report = conversion_report(whole)
+    assert report is not None
+    note(whole, [_told(choice, why.get(choice.name, "")) for choice in report.choices])
+    return whole
+
+
+def _inner_name(name: str) -> str:
+    """Of a weight when its layer has an offset."""
+    return f"{name.removesuffix('weight')}sparse.weight"
+
+
+def _outer_name(name: Any) -> Any:
+    """Of a weight before."""
+    return f"{name.removesuffix('sparse.weight')}weight" if str(name).endswith("sparse.weight") else name
+
+
+def _as_it_is(row: Candidate) -> Choice:
+    """Of a weight that only got an offset."""
+    layer = row.layer
+    layout: Any = "sparse" if layer else ("hybrid" if isinstance(row.module, Hybrid) else "dense")
+    return Choice(row.name, layout, tuple(row.shape), row.parameter.numel(), "asked for")
+
+
+def _told(choice: Choice, why: str) -> Choice:
+    """With the reason why the weight has no offset, if there is one."""
+    first = "" if choice.why in ("asked for", why) else f"{choice.why}; "
+    return replace(choice, why=f"{first}no offset: {why}") if why else choice
 
 
 def _check_model(model: object) -> None:
@@ -108,9 +205,9 @@ def start_supports(
 ) -> dict[str, Support]:
     """The supports that `convert` starts layers with, full ones if the method starts dense; nothing changes."""
     if isinstance(what, Mapping):
-        if targets is not None:
-            raise ConfigError("targets choose the weights of a method; given supports name theirs, leave targets out")
-        return _given(model, what)
+        _refuse_targets(targets)
+        weights = [f"{path}.weight" if path else "weight" for path, m in model.named_modules() if is_offset_layer(m)]
+        return _given(model, {_inner_name(n) if n in weights else n: support for n, support in what.items()})
     if isinstance(what, Method) and what.starts_dense:
         return {row.name: Support.full(row.parameter.shape) for row in choose(model, targets) if row.sparse}
     if not isinstance(what, Method | Learned | Tickets | Saliency):  # the last three get an error of their own
@@ -120,6 +217,11 @@ def start_supports(
             "Supports or bool masks"
         )
     return first_supports(model, what, total_steps=total_steps, targets=targets, seed=seed)  # type: ignore[arg-type]
+
+
+def _refuse_targets(targets: Targets) -> None:
+    if targets is not None:
+        raise ConfigError("targets choose the weights of a method; given supports name theirs, leave targets out")
 
 
 def _given(model: nn.Module, what: Mapping[str, Support | Tensor]) -> dict[str, Support]:

@@ -18,6 +18,7 @@ from .topology import (
     NM,
     Allocation,
     Clock,
+    Complementary,
     Constant,
     FanIn,
     FanInDropGrow,
@@ -148,7 +149,7 @@ class Method:
             return (
                 f"{self.structure.name} fixes the count of every weight, so scores rank within each; use scope='layer'"
             )
-        if isinstance(self.structure, NM) and not isinstance(self.rule, Select | Static):
+        if isinstance(self.structure, NM | Complementary) and not isinstance(self.rule, Select | Static):
             return f"{self.structure.name} fixes the count of every group, so nothing can be dropped first; use Select"
         exact_fan_in = isinstance(self.structure, FanIn) and self.structure.exact
         if isinstance(self.rule, FanInDropGrow) and not exact_fan_in:

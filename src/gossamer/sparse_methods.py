@@ -68,7 +68,7 @@ def _of_inactive(method: Method) -> Refusal | None:
 
 
 def _of_structure(method: Method) -> Refusal | None:
-    if isinstance(method.structure, Unstructured):
+    if isinstance(method.structure, Unstructured) or isinstance(method.rule, Static):
         return None
     return Refusal(f"its supports have the structure {method.structure.name}", "an unstructured method")
 

@@ -81,7 +81,8 @@ def choose(
 
     targets: None or a preset name (see `PRESETS`); or name globs and module types, any of which may match; a glob
         that starts with "!" takes away (from the default preset if nothing else is given). Explicit targets
-        include what presets leave out, but never 1-D parameters (biases, norms).
+        include what presets leave out, but never 1-D parameters (biases, norms). The weight `fc.sparse.weight` of an
+        offset layer at `fc` matches as `fc.weight` too.
     layers: whether the caller can train sparse layers, whose dense weight does not exist; they match by the name of
         that weight. Otherwise they are left as they are.
 
@@ -123,9 +124,9 @@ def _parse(model: nn.Module, targets: object) -> tuple[str, list[str | type[nn.M
             continue
         if not isinstance(item, str):
             raise TargetError(f"targets holds {item!r}; expected name globs or nn.Module types")
-        names = [p.name for p in _parameters(model)]
-        if not any(fnmatch.fnmatchcase(name, item.removeprefix("!")) for name in names):
-            hint = did_you_mean(item.removeprefix("!"), [*PRESETS, *names])
+        known = list(_parameters(model))
+        if not any(p.matches(item.removeprefix("!")) for p in known):
+            hint = did_you_mean(item.removeprefix("!"), [*PRESETS, *(p.name for p in known)])
             raise TargetError(f"target {item!r} matches no parameter and is no preset{hint}")
     return ("default" if all(isinstance(i, str) and i.startswith("!") for i in items) else "none"), items
 
@@ -137,6 +138,11 @@ class _Parameter:
     attribute: str
     value: nn.Parameter
     twins: tuple[str, ...]  # other names of the same parameter
+    plain: str  # the name, of the weight of an offset layer that of the layer's own
+
+    def matches(self, pattern: str) -> bool:
+        """Whether a glob matches one of the names."""
+        return fnmatch.fnmatchcase(self.name, pattern) or fnmatch.fnmatchcase(self.plain, pattern)
 
     @property
     def layer(self) -> SparseLayer | None:
@@ -150,7 +156,10 @@ class _Parameter:
 def _parameters(model: nn.Module) -> Iterator[_Parameter]:
     """Every parameter once, under its first name."""
     names: dict[int, list[tuple[str, nn.Module, str, nn.Parameter]]] = {}
+    inside: set[nn.Module] = set()
     for path, module in model.named_modules(remove_duplicate=False):
+        if is_offset_layer(module):
+            inside.add(module.get_submodule("sparse"))
         for attribute, value in module.named_parameters(recurse=False):
             known = "weight" if layer_of(module, value) is not None else attribute
             full = canonical(f"{path}.{known}" if path else known)
@@ -159,24 +168,26 @@ def _parameters(model: nn.Module) -> Iterator[_Parameter]:
         name, module, attribute, value = seen[0]
         owners = {id(m) for _, m, _, _ in seen}
         twins = tuple(n for n, *_ in seen[1:]) if len(owners) > 1 else ()
-        yield _Parameter(name, module, attribute, value, twins)
+        start, _, last = name.rpartition("sparse.")
+        yield _Parameter(name, module, attribute, value, twins, start + last if module in inside else name)
+
+
+def is_offset_layer(module: nn.Module) -> bool:
+    """Whether a module is one of `gossamer.nn.offset`, seen from below: its weight is that of its part `sparse`."""
+    return "sparse" in module._modules and hasattr(module, "effective_weight")
 
 
 def _classify(
     model: nn.Module, p: _Parameter, preset: str, patterns: Sequence[str | type[nn.Module]], layers: bool
 ) -> Candidate:
     removed = [i for i in patterns if isinstance(i, str) and i.startswith("!")]
-    named = any(
-        _inside(model, p, i) if isinstance(i, type) else fnmatch.fnmatchcase(p.name, i)
-        for i in patterns
-        if i not in removed
-    )
+    named = any(_inside(model, p, i) if isinstance(i, type) else p.matches(i) for i in patterns if i not in removed)
     impossible = _impossible(p)
     if p.layer is not None and not layers:
         impossible = impossible or "held by a sparse layer, which only the step hooks of sparsify() rewire"
     if impossible:
         sparse, reason = False, f"named in targets, but {impossible}" if named else impossible
-    elif any(fnmatch.fnmatchcase(p.name, i[1:]) for i in removed):
+    elif any(p.matches(i[1:]) for i in removed):
         sparse, reason = False, "taken out by targets"
     elif named:
         sparse, reason = True, "named in targets"
@@ -267,7 +278,7 @@ def _advances_exemption(model: nn.Module, p: _Parameter) -> str:
         inputs = p.shape[1]
     if inputs % 16:
         return f"{inputs} input channels, not a multiple of 16"
-    layer = p.name.rsplit(".", 2)[-2] if "." in p.name else ""
+    layer = p.plain.rsplit(".", 2)[-2] if "." in p.plain else ""
     if layer in TASK_HEADS and any(isinstance(m, EMBEDDING) for m in model.modules()):
         return "task head"
     return ""

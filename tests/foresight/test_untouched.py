@@ -21,7 +21,7 @@ from .measure import masks, names, same
 from .nets import NETS, Residual, images, seeded, vectors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(without any weight|no path from input|cut in round):UserWarning")
-NEEDY = ["snip", "iter-snip", "force", "grasp"]
+NEEDY = ["snip", "iter-snip", "force", "grasp", "slope"]
 
 
 def saliency(name: str, data: Any, shape: tuple[int, ...] = (3, 8, 8)) -> Saliency:

@@ -11,6 +11,8 @@ import torch
 from gossamer.errors import ConfigError
 from gossamer.kernels import rewire, screen, select, sparse
 from gossamer.kernels.cpu import library
+from gossamer.kernels.taps import Taps
+from gossamer.kernels.transforms import BlockCosine, Cosine, Hadamard
 
 from .forcing import available, forced, index_bytes, products, some_positions
 
@@ -36,6 +38,17 @@ def conv(draw: random.Random) -> None:
     bias = torch.randn(shape[0]) if draw.random() < 0.5 else None
     packed = sparse.conv(sparse.pack(x), values, index, bias, shape, stride, padding, dilation, groups)
     sparse.unpack(packed, len(x)).square().sum().backward()
+
+
+def taps(draw: random.Random) -> None:
+    groups, parts, rank = draw.choice([1, 1, 2, 5]), draw.choice([1, 2, 2, 4]), draw.randint(1, 9)
+    kernel = (draw.randint(1, 4), draw.randint(1, 4))
+    stride, padding, dilation = ((draw.randint(low, low + 2), draw.randint(low, low + 2)) for low in (1, 0, 1))
+    size = [draw.randint(1, 12) + d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    outputs = groups * draw.randint(1, 40)
+    mix, filters = torch.randn(outputs, parts, rank), torch.randn(outputs, parts, *kernel)
+    made = Taps(mix, filters, groups, stride, padding, dilation)
+    made.transpose(made.apply(torch.randn(draw.randint(1, 3), made.channels, *size, 16)), size)
 
 
 def damaged(draw: random.Random) -> None:
@@ -81,6 +94,17 @@ def lists(draw: random.Random) -> None:
         rewire.row_of(index, len(before), draw.randrange(len(before)), shape[1])
 
 
+def transforms(draw: random.Random) -> None:
+    length = draw.choice([draw.randint(1, 40), draw.randint(1, 700), 2 ** draw.randint(0, 9)])
+    cut = draw.choice([length, draw.randint(1, length)])
+    rows, columns = draw.choice([(cut, length), (length, cut)])
+    signs = draw.choice([None, torch.ones(columns)])
+    block = BlockCosine(rows, columns, draw.randint(1, 2 * length), signs)
+    for fast in (Cosine(rows, columns, signs), Hadamard(rows, columns, signs), block):
+        size = [draw.randint(1, 40), columns, *draw.choice([[], [draw.randint(1, 50)], [draw.randint(1, 3), 16]])]
+        fast.transpose(fast.apply(torch.randn(size), 1), 1)
+
+
 def main() -> None:
     library.LIBRARY = Path(sys.argv[1])
     torch.set_num_threads(2)
@@ -91,7 +115,7 @@ def main() -> None:
         torch.manual_seed(0)
         with forced(path):
             for _ in range(int(sys.argv[2])):
-                for check in (linear, conv, damaged, split, lists):
+                for check in (linear, conv, taps, damaged, split, lists, transforms):
                     check(draw)
     sys.stdout.write(f"clean: {' '.join(paths)}\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -133,6 +134,102 @@ def test_percent_is_recognised() -> None:
 def test_check_density_returns_a_float() -> None:
     assert check_density(1) == 1.0
     assert type(check_density(Fraction(1, 4))) is float
+
+
+# -- as the authors of DCTpS count -------------------------------------------------------------------------------------
+
+
+def _shapes(*shapes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    return {f"layer{number}": shape for number, shape in enumerate(shapes)}
+
+
+def resnet18() -> dict[str, tuple[int, ...]]:
+    """Weights of the authors' ResNet-18, which is that of the reference models."""
+    shapes: list[tuple[int, ...]] = [(64, 3, 3, 3)]
+    inputs = 64
+    for stage in (64, 128, 256, 512):
+        shortcut = [] if inputs == stage else [(stage, inputs, 1, 1)]
+        shapes += [(stage, inputs, 3, 3), (stage, stage, 3, 3), *shortcut, *[(stage, stage, 3, 3)] * 2]
+        inputs = stage
+    return _shapes(*shapes, (10, 512))
+
+
+def vgg19() -> dict[str, tuple[int, ...]]:
+    channels = [3, 64, 64, 128, 128, *[256] * 4, *[512] * 8]
+    return _shapes(*((o, i, 3, 3) for i, o in itertools.pairwise(channels)), (10, 512))
+
+
+def mobilenetv2() -> dict[str, tuple[int, ...]]:
+    """The authors' MobileNetV2: a shortcut is a convolution where the channels change at equal size."""
+    shapes: list[tuple[int, ...]] = [(32, 3, 3, 3)]
+    inputs = 32
+    for expand, outputs, blocks, stride in (
+        *((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2)),
+        *((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)),
+    ):
+        for block in range(blocks):
+            inner = expand * inputs
+            shapes += [(inner, inputs, 1, 1), (inner, 1, 3, 3), (outputs, inner, 1, 1)]
+            shapes += [(outputs, inputs, 1, 1)] if block == 0 and stride == 1 else []
+            inputs = outputs
+    return _shapes(*shapes, (1280, 320, 1, 1), (10, 1280))
+
+
+def fixup_resnet110() -> dict[str, tuple[int, ...]]:
+    shapes: list[tuple[int, ...]] = [(16, 3, 3, 3)]
+    for inputs, outputs in ((16, 16), (16, 32), (32, 64)):
+        shapes += [(outputs, inputs, 3, 3), *[(outputs, outputs, 3, 3)] * 35]
+    return _shapes(*shapes, (10, 64))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "numel", "density", "kept"),
+    [
+        (resnet18(), 11_164_352, 0.01, 0.966),
+        (vgg19(), 20_024_000, 0.01, 0.9165),
+        (mobilenetv2(), 2_261_824, 0.0001, 174 / 226.1824),
+        (fixup_resnet110(), 1_719_856, 0.0001, 110 / 171.9856),
+    ],
+)
+def test_reference_totals_fall_short_as_published(
+    shapes: dict[str, tuple[int, ...]], numel: int, density: float, kept: float
+) -> None:
+    assert sum(sizes(shapes)) == numel
+    counts = resolve_allocation("equal_per_layer:reference")(shapes, density)
+    assert sum(counts.values()) / (density * numel) == pytest.approx(kept, abs=5e-4)
+    assert sum(equal_per_layer(shapes, density).values()) == round(density * numel)
+
+
+def test_reference_uniform_leaves_layers_empty() -> None:
+    for shapes, empty in ((mobilenetv2(), 34), (fixup_resnet110(), 74)):
+        counts = resolve_allocation("uniform:reference")(shapes, 0.0001)
+        assert sum(count == 0 for count in counts.values()) == empty
+
+
+def test_reference_by_hand() -> None:
+    shapes = {"a": (2, 5), "b": (10, 10), "c": (3, 4)}  # 122 entries, K = 61
+    by_name = {name: resolve_allocation(f"{name}:reference")(shapes, 0.5) for name in ALLOCATIONS if name != "er"}
+    assert by_name["uniform"] == {"a": 5, "b": 50, "c": 6}
+    assert by_name["equal_per_layer"] == {"a": 10, "b": 20, "c": 12}  # 61/3 each; 10.3 and 8.3 too many go to c, full
+    assert by_name["equal_per_filter"] == {"a": 8, "b": 40, "c": 12}  # 61/15 per filter
+    assert by_name["erk"] == {"a": 10, "b": 35, "c": 12}  # 61/34 per unit of shape
+
+
+@pytest.mark.parametrize("name", [name for name in ALLOCATIONS if name != "er"])
+@given(shapes=SHAPES, density=st.floats(1e-3, 1))
+def test_reference_never_has_more_than_it_should(shapes: dict[str, tuple[int, ...]], density: float, name: str) -> None:
+    total = sum(sizes(shapes))
+    assume(density * total >= 2 * len(shapes) * max(map(max, shapes.values())))
+    counts = resolve_allocation(f"{name}:reference")(shapes, density)
+    assert sum(counts.values()) <= density * total * (1 + 1e-9)
+    assert all(type(n) is int and 0 <= n <= size for n, size in zip(counts.values(), sizes(shapes), strict=True))
+
+
+def test_reference_errors() -> None:
+    with pytest.raises(ConfigError, match=r"leaves no entry at density 0.0001: each layer's share of .* cut off"):
+        resolve_allocation("equal_per_layer:reference")({"a": (10, 10), "b": (10, 10)}, 0.0001)
+    with pytest.raises(ConfigError, match="unknown allocation 'er:reference'"):
+        resolve_allocation("er:reference")
 
 
 # -- explicit ---------------------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ run by itself with `find`.
 from .connectivity import effective_counts
 from .examples import Examples, Ones
 from .isometry import Enforced, Isometry, approximate_isometry, measure_isometry, rescale_fan_in
-from .named import INITS, force, grasp, iter_snip, magnitude, random, snip, synflow
-from .objectives import GradientFlow, Objective, Plain, Sensitivity, SynapticFlow
+from .named import INITS, force, grasp, iter_snip, magnitude, random, slope, snip, synflow
+from .objectives import GradientFlow, Objective, Plain, Sensitivity, Slope, SynapticFlow
 from .saliency import Saliency
 from .search import find
 
@@ -23,6 +23,7 @@ __all__ = [
     "Plain",
     "Saliency",
     "Sensitivity",
+    "Slope",
     "SynapticFlow",
     "approximate_isometry",
     "effective_counts",
@@ -34,6 +35,7 @@ __all__ = [
     "measure_isometry",
     "random",
     "rescale_fan_in",
+    "slope",
     "snip",
     "synflow",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..topology import scores
 from .examples import Examples, Forward, Loss, Ones, as_ones, cross_entropy, pair
-from .objectives import BatchNorm, GradientFlow, Plain, Sensitivity, SynapticFlow
+from .objectives import BatchNorm, GradientFlow, Plain, Sensitivity, Slope, SynapticFlow
 from .saliency import Positions, Saliency, Scope
 
 Data = Iterable[Any] | Examples | None
@@ -132,6 +132,28 @@ def synflow(
     return Saliency(SynapticFlow(), ones=as_ones(inputs, tokens), label="synflow", **fields)
 
 
+def slope(
+    data: Data = None,
+    batches: int = 1,
+    positions: Positions = "scores",
+    batch_norm: BatchNorm = "train",
+    scope: Scope = "global",
+    allow_collapse: bool = False,
+    *,
+    inputs: Inputs = None,
+    forward: Forward = pair,
+    loss: Loss = cross_entropy,
+) -> Saliency:
+    """Slope: keep the weights by which the loss is steepest, ``|dL/dw|``; for weights that start at zero.
+
+    batches, batch_norm: as in `snip`.
+
+    Source: the grow score of RigL (Evci et al. 2020, 1911.11134), before training.
+    """
+    fields = _fields(positions, scope, allow_collapse, batches=batches)
+    return _scored("slope", Slope(batch_norm), data, inputs, forward, loss, **fields)
+
+
 def magnitude(
     inputs: Inputs = None,
     positions: Positions = "scores",
@@ -172,5 +194,6 @@ INITS: dict[str, Callable[..., Saliency]] = {
     "force": force,
     "grasp": grasp,
     "synflow": synflow,
+    "slope": slope,
 }
 Saliency.spellings = INITS  # how configs name one

@@ -71,6 +71,19 @@ class Sensitivity:
 
 
 @dataclass(frozen=True)
+class Slope(Sensitivity):
+    """R = the loss; score ``|dL/dw|``: how much it falls, to first order, when the weight moves by a given step.
+
+    For weights that start at zero, such as those added to an offset: removing one changes nothing.
+
+    Source: the grow score of RigL (Evci et al. 2020, 1911.11134), before training.
+    """
+
+    name = "slope"
+    score = scores.gradient
+
+
+@dataclass(frozen=True)
 class GradientFlow:
     """R = half the squared norm of the loss gradient; score ``w (H g)``, the highest are kept.
 

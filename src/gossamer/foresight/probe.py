@@ -16,7 +16,7 @@ from .. import distributed
 from ..errors import AttachError, ConfigError
 from ..targets import canonical
 from .examples import Examples, Ones, first_line, moved, pair
-from .substitution import evaluating, make_linear, noting_graphs, substituted
+from .substitution import evaluating, leave_out_offsets, make_linear, noting_graphs, offset_layer, substituted
 
 Tensors = dict[str, Tensor]
 # of the largest gradient of the flow: softmax attention of small width reaches 0.06, what must be refused 0.16 to 1
@@ -27,7 +27,10 @@ _NOTHING = 1e-9  # of R: rounding
 class Probe:
     """The model as objectives see it: weights under a mask, derivatives of scalars with respect to all of them.
 
-    weights: name -> the initial weight of every target, dense. masks: name -> bool, what is active in this round.
+    weights: name -> the initial weight of every target, dense; of one that is added to an offset it is alpha D + S, and
+    the model computes with it as if there were no offset.
+    masks: name -> bool, what is active in this round. carried: whether all weights are added to offsets: then signals
+    pass where no weight is left.
     """
 
     def __init__(
@@ -47,6 +50,10 @@ class Probe:
         self._batches = examples.endless() if examples else None
         names = {canonical(name): name for name, _ in self.model.named_parameters()}
         self._own = {name: names[name] for name in self.weights}  # canonical name -> name inside self.model
+        layers = {name: layer for name, own in self._own.items() if (layer := offset_layer(self.model, own))}
+        self.carried = layers.keys() == self.weights.keys()
+        self._left_out = list(layers.values())
+        self.weights |= {name: layer.effective_weight().detach() for name, layer in layers.items()}
         mine = set(self._own.values())
         self._others: Tensors = {name: p for name, p in self.model.named_parameters() if name not in mine}
         self._others |= dict(self.model.named_buffers())
@@ -101,6 +108,7 @@ class Probe:
         batch = moved(batch, lambda t: t.to(self.device, dtype if t.is_floating_point() else t.dtype, copy=True))
         mine = self._named(leaves, dtype)
         with substituted(self.model, self._rest(dtype) | mine), evaluating(self.model, batch_norm == "train"):
+            leave_out_offsets(self._left_out)
             with _all_in_the_graph(self.model, mine):
                 try:
                     output, target = examples.forward(self.model, batch)
@@ -138,6 +146,7 @@ class Probe:
         mine = self._named(leaves, torch.float64)
         with substituted(self.model, rest | mine), evaluating(self.model, False):
             make_linear(self.model, self.ones.passed)
+            leave_out_offsets(self._left_out)
             with _all_in_the_graph(self.model, mine):
                 try:
                     output = self.model(self.ones.tensor(self.device))

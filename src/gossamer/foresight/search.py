@@ -84,7 +84,7 @@ def first_masks(saliency: Saliency, task: Task) -> Masks:
             last = number == saliency.rounds
             event = f"ties {number}"
             probe.masks = _agreed(_select(values, counts, task, probe.masks, structured=last, event=event))
-            if not last and saliency.objective.data == "examples":
+            if not last and saliency.objective.data == "examples" and not probe.carried:
                 whole = _whole(saliency, probe)
                 if whole:
                     cut = ""  # never, or mended by what came back
@@ -92,7 +92,8 @@ def first_masks(saliency: Saliency, task: Task) -> Masks:
                     cut = f"cut in round {number} of {saliency.rounds} at density {density_of(probe.masks):.3g}"
         if saliency.positions == "random":
             probe.masks = shuffled(probe.masks, task.structure, task.seed, "positions")
-        _report(saliency, probe, _whole(saliency, probe), cut)
+        if not probe.carried:
+            _report(saliency, probe, _whole(saliency, probe), cut)
     return probe.masks
 
 
@@ -119,7 +120,14 @@ def _scores(saliency: Saliency, probe: Probe, task: Task, number: int) -> Masks:
 
 def _refuse_zeros(saliency: Saliency, probe: Probe, number: int) -> None:
     """Nothing tells the weights apart; where collapse is allowed, it is what a cut network comes to."""
-    if saliency.objective.data is None or (number > 1 and saliency.allow_collapse):
+    if number > 1 and saliency.allow_collapse:
+        return
+    if number == 1 and not any(bool(weight.any()) for weight in probe.weights.values()):
+        raise ConfigError(
+            f"{saliency.name}: all weights start at zero, so it scores all of them alike; use slope, which scores "
+            "gradients, or random"
+        )
+    if saliency.objective.data is None:
         return
     if number > 1 and _whole(saliency, probe) is False:
         _report(saliency, probe, False, f"cut before round {number} of {saliency.rounds}")

@@ -6,13 +6,15 @@ import contextlib
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import activation
 from torch.nn.modules.batchnorm import _NormBase
+
+from ..targets import is_offset_layer
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
 _NOT_ELEMENTWISE = {"GLU", "MultiheadAttention", "Softmax", "Softmax2d", "Softmin", "LogSoftmax"}
@@ -94,3 +96,25 @@ def make_linear(model: nn.Module, passed: tuple[type[nn.Module], ...] = ()) -> N
 
 def _same(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return input
+
+
+class OffsetLayer(Protocol):
+    """A layer that computes with alpha D + S, seen from below: `gossamer.nn.OffsetLinear` and its like."""
+
+    sparse: nn.Module
+
+    def effective_weight(self) -> Tensor:
+        """alpha D + S, of the shape of S."""
+
+
+def offset_layer(model: nn.Module, weight: str) -> OffsetLayer | None:
+    """The layer whose S the model holds under that name, None if the weight is added to no offset."""
+    path = f".{weight}".removesuffix(".sparse.weight")
+    found = None if path == f".{weight}" else model.get_submodule(path.removeprefix("."))
+    return found if found is not None and is_offset_layer(found) else None  # type: ignore[return-value]
+
+
+def leave_out_offsets(layers: Iterable[OffsetLayer]) -> None:
+    """Let offset layers compute with what is in the place of S alone; `substituted` puts D back."""
+    for layer in layers:
+        vars(layer)["forward"] = layer.sparse

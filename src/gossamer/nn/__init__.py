@@ -4,22 +4,39 @@ from __future__ import annotations
 
 from . import _packed_operators as _packed_operators  # teaches packed activations PyTorch's operators
 from ._moves import Moves
+from ._saved_winners import SavedWinners, compressed_winners
 from .convert import ConversionReport, conversion_report
 from .convolution import SparseConv1d, SparseConv2d
+from .doubly_sparse import DoublySparse, doubly_sparse
 from .hybrid import HybridConv2d, HybridLinear
+from .k_winners import KWinners, KWinners2d, update_boost
 from .linear import SparseLinear
+from .offset import OffsetConv2d, OffsetLinear
 from .packed import PackedActivation
+from .swat import SwatConv2d, SwatLinear, swat
 from .weight import SparseWeight
 
 __all__ = [
     "ConversionReport",
+    "DoublySparse",
     "HybridConv2d",
     "HybridLinear",
+    "KWinners",
+    "KWinners2d",
     "Moves",
+    "OffsetConv2d",
+    "OffsetLinear",
     "PackedActivation",
+    "SavedWinners",
     "SparseConv1d",
     "SparseConv2d",
     "SparseLinear",
     "SparseWeight",
+    "SwatConv2d",
+    "SwatLinear",
+    "compressed_winners",
     "conversion_report",
+    "doubly_sparse",
+    "swat",
+    "update_boost",
 ]

@@ -8,19 +8,22 @@ from torch import Tensor
 _SPARE = 1.05  # draws beyond those expected to be needed
 
 
-def draw_positions(numel: int, count: int) -> Tensor:
-    """Draw `count` of `numel` flat positions uniformly, without replacement, from the global generator; ascending."""
+def draw_positions(numel: int, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw `count` of `numel` flat positions uniformly, without replacement; ascending.
+
+    generator: None for torch's global one.
+    """
     if 2 * count > numel:  # the complement is the smaller set
         kept = torch.ones(numel, dtype=torch.bool)
-        kept[draw_positions(numel, numel - count)] = False
+        kept[draw_positions(numel, numel - count, generator)] = False
         return kept.nonzero().view(-1)
     found = torch.empty(0, dtype=torch.int64)
     while len(found) < count:
         missing, free = count - len(found), numel - len(found)
-        draws = torch.randint(numel, (int(_SPARE * missing * numel / free) + 16,))
+        draws = torch.randint(numel, (int(_SPARE * missing * numel / free) + 16,), generator=generator)
         found = torch.cat([found, draws]).unique()
     if len(found) > count:  # any subset of what was drawn is as likely as another
-        found = found[torch.randperm(len(found))[:count].sort().values]
+        found = found[torch.randperm(len(found), generator=generator)[:count].sort().values]
     return found
 
 

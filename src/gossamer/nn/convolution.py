@@ -17,7 +17,7 @@ from ..topology import Support
 from ._checks import check_input, check_sizes, check_tensor
 from ._forms import check_module, check_place, check_support, refuse_tracers
 from ._moves import Pass
-from .weight import FanIn, SparseWeight
+from .weight import Beside, FanIn, SparseWeight
 
 Size = int | Sequence[int]
 
@@ -135,8 +135,11 @@ class _SparseConv(SparseWeight):
         layer._given(shape, support, bias, **kind)
         return layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, in_channels, \\*size) -> (batch, out_channels, \\*size'); without the batch too."""
+    def forward(self, x: Tensor, beside: Beside | None = None) -> Tensor:
+        """(batch, in_channels, \\*size) -> (batch, out_channels, \\*size'); without the batch too.
+
+        beside: of the packed input, adds what it returns to the packed output.
+        """
         refuse_tracers(x)
         check_tensor(x)
         axes = self.axes
@@ -148,7 +151,7 @@ class _SparseConv(SparseWeight):
                 f"an input of size {tuple(x.shape[-axes:])} padded by {self.padding} is smaller than the kernel, which "
                 f"spans {self._span()}; enlarge the padding or the input"
             )
-        return self._run(x)
+        return self._run(x, beside)
 
     def _span(self) -> tuple[int, ...]:
         return tuple(gap * (taps - 1) + 1 for gap, taps in zip(self.dilation, self.kernel_size, strict=True))

@@ -14,7 +14,7 @@ from ..topology import Support
 from ._checks import check_input, check_sizes, check_tensor
 from ._forms import check_module, check_place, check_support, refuse_tracers
 from ._moves import Pass
-from .weight import FanIn, SparseWeight
+from .weight import Beside, FanIn, SparseWeight
 
 
 class SparseLinear(SparseWeight):
@@ -95,13 +95,16 @@ class SparseLinear(SparseWeight):
         layer._given(shape, support, bias, **options)
         return layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)."""
+    def forward(self, x: Tensor, beside: Beside | None = None) -> Tensor:
+        """(..., in_features) -> (..., out_features).
+
+        beside: of the packed input, adds what it returns to the packed output.
+        """
         refuse_tracers(x)
         check_tensor(x)
         fits = x.ndim > 0 and x.shape[-1] == self.in_features
         check_input(x, self.values, fits, f"(..., {self.in_features})")
-        return self._run(x)
+        return self._run(x, beside)
 
     def _agrees(self) -> bool:
         return self.weight_shape == (self.out_features, self.in_features)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -21,6 +21,7 @@ from ._moves import Moves, Pass
 from .packed import enter, leave
 
 FanIn = Literal["live", "dense"]
+Beside = Callable[[Tensor], Tensor]
 
 
 class SparseWeight(nn.Module):
@@ -278,7 +279,7 @@ class SparseWeight(nn.Module):
 
     # -- computing --
 
-    def _run(self, x: Tensor) -> Tensor:
+    def _run(self, x: Tensor, beside: Beside | None) -> Tensor:
         """Pack, apply the kernel, unpack unless the next layer takes it packed."""
         if not self._agrees():
             raise ConfigError(
@@ -289,13 +290,17 @@ class SparseWeight(nn.Module):
             self._check_index()
         dtype = torch.float64 if self.values.dtype == torch.float64 else torch.float32
         bias = None if self.bias is None else self.bias.to(dtype)
-        packed = self._prepare(enter(x, len(lead), dtype))
+        entered = enter(x, len(lead), dtype)
+        packed = self._prepare(entered)
         out = self._product(packed, self.values.to(dtype), bias)
         sink = self.capture
         if sink is not None and out.requires_grad and not tracing:
             seen = packed.detach()
             out.register_hook(lambda slope: sink.append(Pass(seen, slope.detach())))
-        y = leave(self._finish(out), lead, keep=self.keep_packed and not tracing and self.values.dtype == dtype)
+        out = self._finish(out)
+        if beside is not None:
+            out = out + beside(entered)
+        y = leave(out, lead, keep=self.keep_packed and not tracing and self.values.dtype == dtype)
         return y if torch.is_autocast_enabled("cpu") else y.to(self.values.dtype)
 
     def _agrees(self) -> bool:

@@ -15,6 +15,7 @@ from .allocations import (
     uniform,
 )
 from .clock import Clock
+from .complementary import Complementary
 from .counting import spread
 from .drop_grow import DropGrow, PruneThen
 from .entries import Entries
@@ -34,6 +35,7 @@ __all__ = [
     "Allocation",
     "Below",
     "Clock",
+    "Complementary",
     "Constant",
     "Cosine",
     "Cubic",

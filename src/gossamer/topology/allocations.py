@@ -4,7 +4,8 @@ An allocation maps (weight name -> shape, density) to (weight name -> count) wit
 ``1 <= count_l <= N_l``. Symbols: ``N_l`` entries of weight l, N their sum, d the density, ``K = round(d N)``. All but
 `Explicit` are one formula: ``count_l`` proportional to a share and clipped to ``[1, N_l]``, where the others get what
 was clipped (the loop that sets a layer of density above 1 aside and re-spends the excess), rounded by largest
-remainder.
+remainder. Their `Proportional.reference` forms, spelled ``equal_per_layer:reference``, are those of published code that
+neither re-spends nor rounds: totals fall short, and a count may be 0.
 """
 
 from __future__ import annotations
@@ -86,6 +87,49 @@ class Proportional:
         parts = spread([self.share(shape) for shape in shapes.values()], sizes, count, least=1)
         return dict(zip(shapes, parts, strict=True))
 
+    @property
+    def reference(self) -> Reference:
+        """The same shares as the authors of DCTpS count them, with what they lose."""
+        return Reference(self)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Counts of the code of DCTpS: ``int(min(1, a_l / N_l) N_l)`` with ``a_l = K share_l / sum(share)``, ``K = d N``.
+
+    What a layer cannot hold is lost; but for `equal_per_layer` it goes to the last layer, as far as that holds it.
+    Whole entries are cut off, not rounded, so totals fall short of ``round(K)`` and a layer may get none.
+    Source: Price and Tanner 2021 (2102.07655), their code. Positions are drawn over the whole layer, also with
+    `equal_per_filter`. Deviation: their uniform allocation raises an error; here it is the same formula.
+    """
+
+    of: Proportional
+
+    @property
+    def name(self) -> str:
+        """How it is printed, and spelled."""
+        return f"{self.of.name}:reference"
+
+    def __call__(self, shapes: Shapes, density: float) -> dict[str, int]:
+        """Return the count of every weight.
+
+        Raises:
+            ConfigError: density outside (0, 1], or so small that nothing is left at all.
+        """
+        sizes, shares = [math.prod(shape) for shape in shapes.values()], [self.of.share(s) for s in shapes.values()]
+        budget = check_density(density) * sum(sizes)
+        wanted = [budget * share / sum(shares) for share in shares]
+        if self.of is equal_per_layer:
+            wanted = [min(size, want) for size, want in zip(sizes, wanted, strict=True)]
+            wanted[-1] += budget - sum(wanted)
+        counts = [int(min(1.0, w / size) * size) if size else 0 for w, size in zip(wanted, sizes, strict=True)]
+        if not any(counts):
+            raise ConfigError(
+                f"allocation {self.name!r} leaves no entry at density {density:g}: each layer's share of {budget:.3g} "
+                f"is below 1 and cut off; use a larger density, or {self.of.name!r}"
+            )
+        return dict(zip(shapes, counts, strict=True))
+
 
 def _er_share(shape: Sequence[int]) -> int:
     return sum(shape[:2]) * math.prod(shape[2:])
@@ -121,6 +165,9 @@ Source: DCTpS (2102.07655), with the excess re-spent."""
 
 ALLOCATIONS: Mapping[str, Allocation] = {
     made.name: made for made in (uniform, er, erk, equal_per_layer, equal_per_filter)
+}
+REFERENCES: Mapping[str, Allocation] = {
+    made.name: made for made in (of.reference for of in (uniform, erk, equal_per_layer, equal_per_filter))
 }
 
 
@@ -270,10 +317,11 @@ def resolve_allocation(allocation: Any) -> Allocation:
     'erk'
     """
     if isinstance(allocation, str):
-        if allocation not in ALLOCATIONS:
-            raise ConfigError(f"unknown allocation {allocation!r}{did_you_mean(allocation, ALLOCATIONS)}")
-        return ALLOCATIONS[allocation]
-    if isinstance(allocation, Proportional | Explicit | Custom | Held):
+        known = {**ALLOCATIONS, **REFERENCES}
+        if allocation not in known:
+            raise ConfigError(f"unknown allocation {allocation!r}{did_you_mean(allocation, known)}")
+        return known[allocation]
+    if isinstance(allocation, Proportional | Reference | Explicit | Custom | Held):
         return allocation
     if isinstance(allocation, Mapping):
         return Explicit(dict(allocation))

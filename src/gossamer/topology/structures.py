@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from .complementary import Complementary as Complementary  # spelled, as the others, where a structure is asked for
 from .selection import check_no_nan, comparable, select_top
 
 

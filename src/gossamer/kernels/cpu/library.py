@@ -44,8 +44,13 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "linear_backward": (None, [_P, _P, _P, _P, _P, _P, _N, _I]),
     "conv_forward": (None, [_P, _P, _P, _P, _P, _P, _I]),
     "conv_backward": (None, [_P, _P, _P, _P, _P, _P, _P, _I]),
+    "skip_forward": (_N, [_P, _P, _P, _P, _P, _P, _P, _I]),
     "max_pool_forward": (None, [_P, _P, _P, _N, _P, _I]),
     "max_pool_backward": (None, [_P, _P, _P, _N, _P, _I]),
+    "taps_forward": (None, [_P, _P, _P, _P, _P, _N, _I]),
+    "taps_backward": (None, [_P, _P, _P, _P, _P, _N, _I]),
+    "cosine": (None, [_P, _P, _P, _P, _P, _P, _I]),
+    "hadamard": (None, [_P, _P, _P, _P, _I]),
 }
 
 

@@ -93,3 +93,23 @@ GOSSAMER_EXPORT void gossamer_max_pool_backward(const float* slope, const int64_
                                                 const gossamer::Window* window, int threads) {
   chosen->max_pool_backward(slope, places, dx, planes, window, threads);
 }
+
+GOSSAMER_EXPORT void gossamer_taps_forward(const float* z, const float* mix, const float* filters, float* y,
+                                           const gossamer::Geometry* geometry, int64_t parts, int threads) {
+  chosen->taps_forward(z, mix, filters, y, geometry, parts, threads);
+}
+
+GOSSAMER_EXPORT void gossamer_taps_backward(const float* dy, const float* mix, const float* filters, float* dz,
+                                            const gossamer::Geometry* geometry, int64_t parts, int threads) {
+  chosen->taps_backward(dy, mix, filters, dz, geometry, parts, threads);
+}
+
+GOSSAMER_EXPORT void gossamer_cosine(const float* x, const float* signs, float* y, const gossamer::Transform* transform,
+                                     const int64_t* factors, const float* tables, int threads) {
+  chosen->cosine(x, signs, y, transform, factors, tables, threads);
+}
+
+GOSSAMER_EXPORT void gossamer_hadamard(const float* x, const float* signs, float* y,
+                                       const gossamer::Transform* transform, int threads) {
+  chosen->hadamard(x, signs, y, transform, threads);
+}

@@ -6,6 +6,8 @@
 #include "pack.h"
 #include "pool.h"
 #include "screen.h"
+#include "taps.h"
+#include "transform.h"
 
 #define GOSSAMER_JOIN(a, b) a##b
 #define GOSSAMER_TABLE(isa) GOSSAMER_JOIN(gossamer_kernels_, isa)
@@ -14,5 +16,6 @@ extern "C" const gossamer::Kernels GOSSAMER_TABLE(GOSSAMER_ISA);
 const gossamer::Kernels GOSSAMER_TABLE(GOSSAMER_ISA) = {
     gossamer::pack,         gossamer::unpack,       gossamer::linear_forward, gossamer::linear_backward,
     gossamer::conv_forward, gossamer::conv_backward, gossamer::screen,       gossamer::sampled_product,
-    gossamer::max_pool_forward, gossamer::max_pool_backward,
+    gossamer::max_pool_forward, gossamer::max_pool_backward, gossamer::taps_forward, gossamer::taps_backward,
+    gossamer::cosine,       gossamer::hadamard,
 };

@@ -24,6 +24,12 @@ struct Window {
   std::int64_t dilation_height, dilation_width, out_height, out_width;
 };
 
+// The leading rows and columns of a block-diagonal matrix, blocks of `length`, along the middle axis of a tensor
+// [outer][columns][inner]; or transposed. convolution: inner length of Bluestein's algorithm, 0 without it.
+struct Transform {
+  std::int64_t outer, inner, rows, columns, length, transposed, convolution;
+};
+
 struct Kernels {
   // [batch][features] -> [tiles][features][16], missing lanes zero; and back.
   void (*pack)(const float* x, float* packed, std::int64_t batch, std::int64_t features, int threads);
@@ -46,6 +52,15 @@ struct Kernels {
                            int threads);
   void (*max_pool_backward)(const float* slope, const std::int64_t* places, float* dx, std::int64_t planes,
                             const Window* window, int threads);
+  // y from z, and dz from dy: see taps.h. in_channels: groups x parts x rank, the channels of z.
+  void (*taps_forward)(const float* z, const float* mix, const float* filters, float* y, const Geometry* geometry,
+                       std::int64_t parts, int threads);
+  void (*taps_backward)(const float* dy, const float* mix, const float* filters, float* dz, const Geometry* geometry,
+                        std::int64_t parts, int threads);
+  // signs: of the columns, or null. factors, tables: of transforms/tables.py.
+  void (*cosine)(const float* x, const float* signs, float* y, const Transform* transform, const std::int64_t* factors,
+                 const float* tables, int threads);
+  void (*hadamard)(const float* x, const float* signs, float* y, const Transform* transform, int threads);
 };
 
 }  // namespace gossamer

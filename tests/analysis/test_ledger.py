@@ -13,9 +13,11 @@ from torch import nn
 
 import gossamer
 from gossamer import methods
-from gossamer.analysis.ledger import HELD, REWIRING, STEP, Ledger, Stretch, entries, stretches
+from gossamer.analysis.ledger import HELD, OFFSET, REWIRING, STEP, Ledger, Stretch, entries, stretches
 from gossamer.analysis.work import Work, works
 from gossamer.nn.layer_shape import LayerShape, traced
+from gossamer.nn.offset import OffsetLinear
+from gossamer.offsets import DCT
 
 # 10 x 20, batch 4: N = 200, n = 50, P = 4
 SHAPE = LayerShape("linear", (10, 20), 4)
@@ -213,6 +215,9 @@ def test_ledger_of_converted_models(method: gossamer.Method, layout: Any) -> Non
         (methods.snfs(0.1, every=10), 900, False),
         (methods.set_(0.1, every=10), None, False),
         (methods.static(0.1), None, False),
+        (methods.topkast(0.1), 180, True),
+        (methods.topkast(0.1, backward=0.5), 450, True),
+        (methods.topkast(0.1, backward=gossamer.topology.Linear(0.5, 0.2)), 180, True),
     ],
 )
 def test_who_gets_a_gradient(method: gossamer.Method, trained: int | None, live: bool) -> None:
@@ -223,3 +228,25 @@ def test_who_gets_a_gradient(method: gossamer.Method, trained: int | None, live:
     assert (work.trained, work.live) == (trained, live)
     assert not work.grows_by_gradient
     assert math.isclose(work.count, 90)
+
+
+@pytest.mark.parametrize("train_alpha", [True, False])
+def test_ledger_of_an_offset(train_alpha: bool) -> None:
+    """D x and D^T g beside the ledger of S; that of D^T g in the first layer is for the gradient of alpha."""
+    layers = [OffsetLinear(n, m, train_alpha=train_alpha, offset=DCT()) for n, m in ((20, 30), (30, 10))]
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1])
+    method, optimizer = methods.static(0.1), torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = gossamer.sparsify(model, method, optimizer, total_steps=100)
+    x = torch.randn(4, 20)
+    found = works(model, traced(model, x), sparsifier.summary(), method, [optimizer])
+    first, second = (work for work in found if work.offset)
+    assert (first.name, second.name) == ("0.sparse.weight", "2.sparse.weight")
+    flops = [_flops(work) for work in (first, second)]
+    theory = [1.25 * 30 * math.log2(30), 1.25 * 30 * math.log2(30)]
+    assert [f[OFFSET[0]][0] for f in flops] == [round(2 * 4 * each) for each in theory]
+    assert flops[1][OFFSET[1]] == flops[1][OFFSET[0]]
+    assert (OFFSET[1] in flops[0]) == train_alpha
+    plain = tuple(replace(work, offset=None) for work in found)
+    extra = Ledger(found, (Stretch(10),)).totals.flops - Ledger(plain, (Stretch(10),)).totals.flops
+    assert extra == 10 * sum(f[phase][0] for f in flops for phase in OFFSET if phase in f)
+    assert Ledger(found, (Stretch(10),)).totals.flops_dense == Ledger(plain, (Stretch(10),)).totals.flops_dense

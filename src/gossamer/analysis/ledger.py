@@ -12,7 +12,11 @@ backward to activations     2 n P, 0 in the first layer         masked: 2 N P
 backward to weights         2 g P                               masked, hybrid: 2 N P
 dense-gradient step         2 (N - g) P                         masked, hybrid: 0 (it is there); sparse: 2 N P
 rewiring                    N (one per scored entry)
+offset forward, backward    2 o P each                          what the layer's transform does
 ==========================  ==================================  =================================================
+
+g is n, or what else is trained: N of methods whose inactive weights keep a value, the backward set of Top-KAST. o are
+the multiplications of an offset D x by a fast transform.
 
 Bytes of these phases are traffic, every operand counted once; those of weights, gradients, slots, indices and
 activations are held during training. The dense-gradient step and the rewiring are charged once per rewiring, the first
@@ -29,6 +33,7 @@ from typing import Any
 from .work import Work
 
 STEP = ("forward", "backward to activations", "backward to weights")
+OFFSET = ("offset forward", "offset backward")
 REWIRING = ("dense-gradient step", "rewiring")
 HELD = ("weights", "gradients", "slots", "indices", "activations")
 _VALUE, _LANES = 4, 16  # bytes of a float32; examples in a vector of packed activations
@@ -92,8 +97,8 @@ class Ledger:
         for stretch in self.training:
             for work in self.works:
                 count = (stretch.counts or {}).get(work.name, work.count)
-                theory += _flops(_at(work, count), stretch, self.accumulate, "flops")
-                executed += _flops(_at(work, count), stretch, self.accumulate, "flops_executed")
+                theory += _flops(at_count(work, count), stretch, self.accumulate, "flops")
+                executed += _flops(at_count(work, count), stretch, self.accumulate, "flops_executed")
         held = [entry for entry in self.entries if entry.phase in HELD]
         return Totals(
             theory,
@@ -158,6 +163,10 @@ def _compute(work: Work) -> list[Entry]:
     if shape.inner:
         made.append(phase(STEP[1], n, read, index))
     made.append(phase(STEP[2], g, updated))
+    if work.offset is not None:
+        flops, done = (round(2 * each * shape.positions) for each in (work.offset.theory, work.offset.executed))
+        ways = OFFSET if shape.inner or work.offset.backward else OFFSET[:1]
+        made += [Entry(work.name, way, flops, done, through, through) for way in ways]
     if work.grows_by_gradient:
         apart = phase(REWIRING[0], total - g, total)
         there = replace(apart, flops_executed=0, bytes_executed=0)  # every step has the whole gradient
@@ -183,7 +192,7 @@ def _held(work: Work) -> list[Entry]:
     padded = inputs
     if work.shape and sparse:
         padded = inputs // work.shape.batch * _LANES * math.ceil(work.shape.batch / _LANES)
-    cheapest = 0 if work.execution == "dense" else min(math.ceil(total / 8), 2 * n)  # a bit mask, or 16-bit positions
+    cheapest = 0 if work.execution == "dense" else cheapest_index(n, total)
     kept = total if work.live else 0  # beside the sparse view
     amounts = {
         "weights": (_VALUE * (n + kept), _VALUE * (stored + kept)),
@@ -195,11 +204,16 @@ def _held(work: Work) -> list[Entry]:
     return [Entry(work.name, phase, 0, 0, *amounts[phase]) for phase in HELD]
 
 
+def cheapest_index(count: int, numel: int) -> int:
+    """Bytes of a bit mask, or of 16-bit positions where that is less."""
+    return min(math.ceil(numel / 8), 2 * count)
+
+
 def _as_dense(work: Work) -> Work:
     return Work(work.name, work.shape, work.numel, work.numel, "dense", slots=work.slots)
 
 
-def _at(work: Work, count: int) -> Work:
+def at_count(work: Work, count: int) -> Work:
     """The same at another count; what is trained beyond the active entries stays."""
     trained = None if work.trained is None else max(work.trained, count)
     return replace(work, count=count, trained=trained)
@@ -207,7 +221,7 @@ def _at(work: Work, count: int) -> Work:
 
 def _flops(work: Work, stretch: Stretch, accumulate: int, field: str) -> int:
     """FLOPs of one parameter over a stretch; the gradient of all entries is that of every micro-batch."""
-    passes = dict.fromkeys(STEP, accumulate * stretch.steps)
+    passes = dict.fromkeys((*STEP, *OFFSET), accumulate * stretch.steps)
     times = {**passes, REWIRING[0]: accumulate * stretch.rewirings, REWIRING[1]: stretch.rewirings}
     return sum(times.get(entry.phase, 0) * getattr(entry, field) for entry in entries(work))
 

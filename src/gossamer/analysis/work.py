@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -9,15 +10,18 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..coverage import Coverage, Row
-from ..method import Method, Zero
+from ..coverage import Coverage
+from ..method import Live, Method, Zero
 from ..nn.hybrid import Hybrid
 from ..nn.layer_shape import LayerShape
+from ..nn.offset import OffsetConv2d, OffsetLinear
 from ..sparse_layer import is_sparse_layer
 from ..targets import canonical
-from ..topology import Static
+from ..topology import Static, as_schedule
+from ._offset_work import OffsetWork, offset_work
 
 Execution = Literal["dense", "masked", "sparse", "hybrid"]
+_END = 1 << 60  # a step after the end of every schedule
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Work:
     shape: None for what is no linear layer or convolution, which counts with its memory only. numel, count: N and n.
     trained: g; None: n. slots: optimizer slots per entry. index_bytes: of a sparse or hybrid layer. live: inactive
     entries keep a value. rewires: its support changes. grows_by_gradient: by the gradient of inactive entries.
+    offset: the fixed matrix beside it.
     """
 
     name: str
@@ -40,6 +45,7 @@ class Work:
     live: bool = False
     rewires: bool = False
     grows_by_gradient: bool = False
+    offset: OffsetWork | None = None
 
     @property
     def g(self) -> int:
@@ -66,26 +72,50 @@ def works(
     """
     modules = {canonical(f"{path}.").removesuffix("."): module for path, module in model.named_modules()}
     slots, made = _slots(model, optimizers), list[Work]()
+    trains = what_trains(method, {row.name: row.shape for row in coverage.rows if row.sparse})
     for row in coverage.rows:
         execution, index_bytes = _execution(modules, row.name, row.sparse)
-        about: dict[str, Any] = _about(method, row, execution) if row.sparse else {}
-        work = Work(row.name, shapes.get(row.name), row.numel, row.count, execution, index_bytes=index_bytes, **about)
-        made.append(replace(work, slots=slots.get(row.name, 0)))
+        shape, about = shapes.get(row.name), trains.get(row.name, {})
+        work = Work(row.name, shape, row.numel, row.count, execution, index_bytes=index_bytes, **about)
+        offset = _offset(modules, row.name, shape, packed=execution == "sparse")
+        made.append(replace(work, slots=slots.get(row.name, 0), offset=offset))
     return tuple(made)
 
 
-def _about(method: object, row: Row, execution: Execution) -> dict[str, Any]:
-    """What a method does to a weight: None is a support that stays."""
+def what_trains(method: object, shapes: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Any]]:
+    """Fields of the `Work` of every sparse weight that the method decides, by name; None is a support that stays."""
     if method is None:
         return {}
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     if not isinstance(method, Method):
-        return {"trained": row.numel}
+        return {name: {"trained": size} for name, size in sizes.items()}
     zero, rewires = isinstance(method.inactive, Zero), not isinstance(method.rule, Static)
     keeps = isinstance(method.inactive, Zero) and method.inactive.slots == "keep"
     about: dict[str, Any] = {"live": not zero, "rewires": rewires}
     if not zero or keeps:
-        return {**about, "trained": row.numel}
-    return {**about, "grows_by_gradient": rewires and "grad" in method.rule.needs}
+        trained = _reach(method, shapes) or sizes
+        return {name: {**about, "trained": trained[name]} for name in shapes}
+    about["grows_by_gradient"] = rewires and "grad" in method.rule.needs
+    return {name: dict(about) for name in shapes}
+
+
+def _reach(method: Method, shapes: Mapping[str, Sequence[int]]) -> dict[str, int] | None:
+    """Entries that are trained when training ends, where the method limits them (Top-KAST)."""
+    if not isinstance(method.inactive, Live) or method.inactive.reach is None:
+        return None
+    density, reach = (as_schedule(part).resolve(_END)(_END) for part in (method.density, method.inactive.reach))
+    last = replace(method, density=density, inactive=replace(method.inactive, reach=max(density, reach)))
+    return last.reach_counts(shapes, 0)
+
+
+def _offset(
+    modules: Mapping[str, nn.Module], name: str, shape: LayerShape | None, *, packed: bool
+) -> OffsetWork | None:
+    """What the layer around a sparse one adds to it."""
+    layer = modules.get(name.removesuffix(".sparse.weight"))
+    if shape is None or not isinstance(layer, OffsetLinear | OffsetConv2d):
+        return None
+    return offset_work(layer.offset, shape, packed=packed, alpha=isinstance(layer.alpha, nn.Parameter))
 
 
 def _execution(modules: Mapping[str, nn.Module], name: str, sparse: bool) -> tuple[Execution, int]:

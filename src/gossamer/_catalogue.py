@@ -1,18 +1,39 @@
-"""Commands that list what there is: methods, data sets, models."""
+"""Commands that list what there is: methods, offsets, data sets, models."""
 
 from __future__ import annotations
 
 import inspect
 import json
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ._terminal import AsJson, guarded, markdown_table, print_table, print_wide_table
-from .experiments.values import spelled
+from .experiments.values import parameters, parse, spelled
+
+if TYPE_CHECKING:
+    from .analysis.offsets import OffsetSpectrum
+    from .offsets import Offset
 
 _SHOWN_DENSITY = 0.25  # at which the choices of methods are shown; N:M methods turn it into 1:4
+_SPECTRUM = (
+    "offset",
+    "D",
+    "rank",
+    "operator",
+    "> 0.1 max",
+    "effective rank",
+    "largest output",
+    "multiplications",
+    "executed",
+)
+_ABOUT_SPECTRUM = (
+    "D: singular values of the matrix from inputs (of a convolution: from a patch) to outputs, and its rank; "
+    "operator: those of the convolution at all spatial frequencies, and their effective rank; largest output: "
+    "share of the energy in one output for ReLU(N(0, 1)) inputs; multiplications: per sample (of a convolution: per "
+    "position of the output) by the best transform known, and as executed here"
+)
 _ABOUT_OMITS = (
     "omits: which recommendations of Advances in Sparse Neural Model Training a method does not follow: rewire, "
     "dense gradients (update all weights), discard (intermediate values of inactive weights)"
@@ -66,6 +87,73 @@ def _print_control(name: str, as_json: bool) -> None:
     about = {"name": name, "summary": CONTROLS[name], "needs": needs, "source": "a control, not a sparse method"}
     plain = f"{name}: {CONTROLS[name]}\n\nsource: {about['source']}\nneeds: {needs}\nit takes no arguments"
     typer.echo(json.dumps([about], indent=1) if as_json else plain)
+
+
+@guarded
+def offsets_command(
+    names: Annotated[list[str] | None, typer.Argument(help="Offsets, e.g. dct signed-hadamard:rounds=3.")] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="Of a weight: what they do to it; outputs,inputs or outputs,inputs/groups,height,width."),
+    ] = None,
+    groups: Annotated[int, typer.Option(help="Groups of that convolution.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of those that are drawn.")] = 0,
+    as_json: AsJson = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+) -> None:
+    """List the offsets of offset layers, with spectrum and cost for one shape of a weight."""
+    from .analysis.offsets import offset_spectrum
+    from .offsets import REGISTRY, Offset
+
+    wanted = names or sorted(REGISTRY)
+    offsets: list[Offset] = [parse(name, Offset, "offset") for name in wanted]
+    weight = tuple(parse(shape, tuple[int, ...], "shape")) if shape else None
+    spectra = [offset_spectrum(offset, weight, groups, seed) for offset in offsets] if weight else []
+    if as_json:
+        typer.echo(json.dumps(_offset_rows(offsets, spectra), indent=1))
+        return
+    header: tuple[str, ...]
+    if spectra:
+        header, rows = _SPECTRUM, [(name, *_spectrum_cells(s)) for name, s in zip(wanted, spectra, strict=True)]
+    else:
+        header = ("offset", "summary", "cost", "singular values", "options")
+        rows = [
+            (about["name"], about["summary"], about["cost"], about["singular_values"],
+             " ".join(f"{option}={default}" for option, default in about["options"].items()))
+            for about in _offset_rows(offsets, [])
+        ]  # fmt: skip
+    if markdown:
+        typer.echo(markdown_table(header, rows), nl=False)
+        return
+    if len(offsets) == 1 and not spectra:
+        typer.echo(f"{wanted[0]}: {inspect.getdoc(offsets[0])}\n")
+    print_wide_table(header, rows) if spectra else print_table(header, rows)
+    if spectra:
+        typer.echo(_ABOUT_SPECTRUM)
+
+
+def _offset_rows(offsets: list[Offset], spectra: list[OffsetSpectrum]) -> list[dict[str, Any]]:
+    keys = ("name", "summary", "cost", "singular_values", "seeded")
+    rows = [
+        {key: getattr(offset, key) for key in keys}
+        | {"options": {option: spelled(getattr(offset, option)) for option in parameters(type(offset))}}
+        for offset in offsets
+    ]
+    return [row | {"spectrum": asdict(s)} for row, s in zip(rows, spectra, strict=True)] if spectra else rows
+
+
+def _spectrum_cells(spectrum: OffsetSpectrum) -> tuple[str, ...]:
+    operator = spectrum.operator
+    return (
+        f"{spectrum.min:.2f} to {spectrum.max:.2f}",
+        str(spectrum.rank),
+        f"{operator.min:.2f} to {operator.max:.2f}",
+        f"{operator.passed:.0%}",
+        f"{operator.effective_rank:.1f}",
+        f"{spectrum.largest_output:.1%}",
+        f"{spectrum.theoretical:,.0f}",
+        f"{spectrum.executed:,.0f}",
+    )
 
 
 @guarded

@@ -15,7 +15,8 @@ import typer
 from rich.console import Console
 
 from ._bench_command import bench_command
-from ._catalogue import data_command, methods_command, models_command
+from ._catalogue import data_command, methods_command, models_command, offsets_command
+from ._costs_command import costs_command
 from ._terminal import AsJson, guarded, one_line_warnings, print_table, run_flags
 from .errors import ConfigError
 from .experiments.config import RunConfig
@@ -248,7 +249,11 @@ def inspect_command(
 
 
 app.command("bench", epilog="Example: gossamer bench --layer 4096x4096 --batch 128 --density 0.1")(bench_command)
+app.command("costs", epilog="Example: gossamer costs --models lenet5-dctps --methods random,rigl,dctps --density 0.01")(
+    costs_command
+)
 app.command("methods", epilog="Example: gossamer methods rigl")(methods_command)
+app.command("offsets", epilog="Example: gossamer offsets --shape 64,64,3,3")(offsets_command)
 app.command("data", epilog="Example: gossamer train --data fashion-mnist --set data.pool=2 --model cnn")(data_command)
 app.command("models", epilog="Example: gossamer train --data digits --model mlp --set model.hidden=64,64")(
     models_command

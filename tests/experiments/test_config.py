@@ -160,7 +160,7 @@ def test_resolving_leaves_nothing_open_and_is_stable() -> None:
     config = RunConfig(data="digits", model="mlp", method="rewire", density=0.1, args={"every": "10"}, epochs=2)
     resolved = resolve(config, dataset)
     open_fields = {name for name in FIELDS if getattr(resolved, name) is None}
-    assert open_fields == {"targets", "epochs", "amp", "control", "kept_weights", "mask_data"}
+    assert open_fields == {"targets", "epochs", "amp", "control", "kept_weights", "mask_data", "offset", "subspace"}
     assert resolved.args == {"every": 10}
     assert resolved.steps == round(2 * len(dataset.train) / resolved.batch_size)
     again = resolve(RunConfig.from_dict(resolved.to_dict()), dataset)

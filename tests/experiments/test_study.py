@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -15,6 +16,7 @@ from gossamer import cli
 from gossamer.errors import ConfigError
 from gossamer.experiments.runs import read_config
 from gossamer.experiments.study import Agenda, Job, Row, Study, run_in_workers, run_study, write_outcome
+from gossamer.foresight import search
 
 from .studies import BASE, contents, damage, states, tiny
 
@@ -244,13 +246,20 @@ def test_missing_and_unusable_files_are_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow  # a large grid is hundreds of models to build
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
-def test_shipped_studies_are_valid(file: Path, tmp_path: Path) -> None:
+def test_shipped_studies_are_valid(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(saliency: object, probe: Any, task: object, number: int) -> dict[str, torch.Tensor]:
+        """Instead of thousands of gradients: what a study can be does not depend on them."""
+        return {n: torch.rand_like(w).where(probe.masks[n], -torch.inf) for n, w in probe.weights.items()}
+
+    monkeypatch.setattr(search, "_scores", drawn)
+    monkeypatch.setattr(search, "_whole", lambda saliency, probe: True)
     study = Study.from_file(file)
     assert study.name == file.stem
     assert len(study.seeds) >= 3
     jobs = Agenda(study, tmp_path).first
     assert all(job.config.valid_fraction == (0 if not job.tuning else job.config.valid_fraction) for job in jobs)
-    assert {row.method for row in study.rows} >= {"dense", "small"}
+    methods = {row.method for row in study.rows}
+    assert methods >= {"dense", "small"} or methods == {"dense"}  # the latter trains subspaces, of no density
 
 
 def test_studies_are_shipped() -> None:

@@ -29,7 +29,7 @@ from .tiny import Make, model_of, rows_of
 
 KEYS = {
     "task", "data", "model", "method", "seed", "density", "counts", "metric", "final_loss", "steps", "seconds",
-    "checkpoint_bytes", "config", "first_support", "notes", "execution", "machine", "ledger",
+    "checkpoint_bytes", "config", "first_support", "notes", "execution", "machine", "ledger", "trained",
 }  # fmt: skip
 
 

@@ -9,15 +9,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ConfigError, did_you_mean
+from ..offsets import Offset
+from ..subspace import Dense, Disjoint, Fastfood, Sparse
 from .values import DATA, parameters, parse, spell
 
 if TYPE_CHECKING:
     from ..method import Method
 
+OFFSET_ONLY = "offset-only"
 CONTROLS = {
     "dense": "every weight trains",
     "small": "a narrower dense twin of the model with the sparse one's number of weights",
+    OFFSET_ONLY: "no weight is added to the offset: its factor trains, and norm and biases do",
 }
+ONLY_DENSITY = {"dense": 1.0, OFFSET_ONLY: 0.0}  # of methods that leave no choice
 
 
 def _option(help: str, default: Any = None) -> Any:
@@ -42,7 +47,7 @@ class RunConfig:
 
     data: str = _required("data set; `gossamer data` lists them")
     model: str = _required("model; `gossamer models` lists them")
-    method: str = _option("dense, small, or a method; `gossamer methods` lists them", "dense")
+    method: str = _option("dense, small, offset-only, or a method; `gossamer methods` lists them", "dense")
     density: float | None = _option("fraction of the targeted weights that is kept, in (0, 1]")
     args: Mapping[str, Any] = _options("arguments of the method, name -> value")
     control: Literal["shuffle", "reinit", "invert"] | None = _option(
@@ -52,6 +57,19 @@ class RunConfig:
         "before training, move the kept weights towards isometry, or scale them by the fan-in that is left"
     )
     mask_data: str | None = _option("data set whose examples score the first support, instead of the run's own")
+    offset: Offset | None = _option(  # noqa: RUF009 - a field
+        "fixed dense matrix that targeted weights are added to, e.g. dct; `gossamer offsets` lists them"
+    )
+    alpha: float = _option("first value of the factors of the offset, times what the model's initialisation says", 1.0)
+    freeze: tuple[Literal["norm", "alpha"], ...] = _option(
+        "what does not train, comma-separated: scale and shift of normalisation layers, factors of the offset", ()
+    )
+    subspace: int | None = _option("train that many numbers theta in place of all weights: w = d + U theta")
+    projection: Dense | Sparse | Fastfood | Disjoint = _option(  # noqa: RUF009 - a field
+        "U of the subspace: dense, sparse, fastfood, or disjoint:ALLOCATION, which trains some of the weights",
+        Fastfood(),
+    )
+    origin: Literal["init", "zero"] = _option("d of the subspace: the initial weights, or zero (disjoint only)", "init")
     targets: str | None = _option("which weights: a preset (advances, dctps) or comma-separated globs")
     seed: int = _option("seed of init, data order and method", 0)
     execution: Literal["masked", "sparse", "hybrid", "auto"] = _option(
@@ -173,6 +191,7 @@ _LR: _Range = (lambda v: 0 < v < 1e4, "above 0, and below 10000")
 _FRACTION: _Range = (lambda v: 0 <= v < 1, "in [0, 1)")
 _POSITIVE: _Range = (lambda v: 0 < v < math.inf, "above 0, and finite")
 _RANGES: dict[str, _Range] = {
+    "subspace": _AT_LEAST_ONE,
     "density": (lambda v: 0 < v <= 1, "a fraction kept, above 0 and at most 1, e.g. 0.1"),
     "seed": (lambda v: 0 <= v < 2**63, "0 or more, and below 2**63"),
     "steps": _AT_LEAST_ONE,
@@ -189,12 +208,15 @@ _RANGES: dict[str, _Range] = {
     "eval_every": _AT_LEAST_ONE,
     "checkpoint_every": _AT_LEAST_ONE,
     "threads": (lambda v: 1 <= v <= 1024, "1 to 1024"),
+    "alpha": (math.isfinite, "a finite number"),
 }
 
 
 def _check_ranges(config: RunConfig) -> None:
     for name, (holds, expected) in _RANGES.items():
         value = getattr(config, name)
+        if config.method == OFFSET_ONLY and name == "density":
+            holds, expected = (lambda v: v == 0), f"none: {OFFSET_ONLY} trains no weight"
         if value is not None and not holds(value):
             raise ConfigError(f"{name} = {value!r}: expected {expected}")
     if config.steps is not None and config.epochs is not None:
@@ -235,7 +257,7 @@ def typed_options(given: Mapping[str, Any], known: Mapping[str, tuple[Any, Any]]
 def build_method(config: RunConfig) -> Method | None:
     """Return the method of a config, or None for the controls; every argument is checked."""
     arguments = typed_options(config.args, method_parameters(config.method), f"method {config.method}")
-    if config.density is None and config.method != "dense":
+    if config.density is None and config.method not in ONLY_DENSITY:
         raise ConfigError(f"method {config.method!r} needs the fraction kept, e.g. --density 0.1")
     if config.method in CONTROLS:
         return None

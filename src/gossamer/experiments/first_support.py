@@ -20,6 +20,7 @@ from ..analysis import sanity
 from ..errors import CheckpointError, ConfigError, GossamerError
 from ..foresight import Examples, Ones, Saliency, approximate_isometry, effective_counts, rescale_fan_in
 from ..method import Given, Method, Zero
+from ..nn.offset import OffsetLayer
 from ..rewinding import pack_level, unpack_supports
 from ..tickets import Tickets
 from ..topology import Support
@@ -31,6 +32,7 @@ from .runs import RunFolder
 _MADE_FROM = (
     *("method", "density", "args", "seed", "control", "kept_weights", "mask_data", "mask_data_options", "steps"),
     *("data", "data_options", "valid_fraction", "batch_size", "model", "model_options", "targets"),
+    *("offset", "alpha"),
 )
 
 
@@ -176,6 +178,7 @@ def _unusable(why: object) -> CheckpointError:
 def _made_from(config: ResolvedConfig) -> str:
     """A short text that tells runs apart whose first supports may differ."""
     values = {key: value for key, value in config.to_dict().items() if key in _MADE_FROM and value not in (None, {})}
+    values = values if config.offset else {key: value for key, value in values.items() if key != "alpha"}
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -227,11 +230,12 @@ def noting(notes: list[str]) -> Iterator[None]:
 def described(first: First, dataset: data.Dataset, model: nn.Module) -> list[tuple[str, int, int, int | None]]:
     """Of every weight: name, entries, those in the first support, those of them on a path from input to output.
 
-    The last is None where it cannot be told: a figure must not lose a run that is finished.
+    The last is None where it cannot be told: a figure must not lose a run that is finished. With offsets, through which
+    paths lead anyway, it is not asked.
     """
     on_paths: Mapping[str, int] = {}
     try:
-        if first.supports:
+        if first.supports and not any(isinstance(module, OffsetLayer) for module in model.modules()):
             on_paths = effective_counts(model, first.supports, _ones(dataset))
     except (GossamerError, RuntimeError, TypeError):
         pass

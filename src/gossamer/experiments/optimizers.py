@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..errors import ConfigError
 from ..sparse_layer import is_sparse_layer
+from ..subspace import SubspaceModel
 from .config import ResolvedConfig
 
 _STEP_AT, _STEP_FACTOR = (0.5, 0.75), 0.1
@@ -21,12 +22,13 @@ _STEP_AT, _STEP_FACTOR = (0.5, 0.75), 0.1
 def build_optimizers(model: nn.Module, config: ResolvedConfig) -> list[Optimizer]:
     """Return the optimizers of a run: one, or two for muon (Muon on hidden matrices, AdamW on the rest).
 
-    Biases, norms and other 1-D parameters are not decayed; the values of sparse layers are, as the weights they are.
+    Biases, norms and other 1-D parameters are not decayed; the values of sparse layers are, as the weights they are,
+    and theta of a subspace, which pulls towards its start.
     """
-    named = dict(model.named_parameters())
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if config.optimizer != "muon":
         return [_optimizer(config.optimizer, named.values(), config, _values(model))]
-    hidden = _hidden_matrices(model)
+    hidden = [name for name in _hidden_matrices(model) if name in named]
     if not hidden:
         raise ConfigError("optimizer muon acts on hidden 2-D weights and the model has none; use sgd or adamw")
     muon = torch.optim.Muon(
@@ -87,8 +89,9 @@ def _optimizer(
 
 
 def _values(model: nn.Module) -> set[int]:
-    """Ids of the parameters that hold the active entries of a sparse layer's weight."""
-    return {id(module.values) for module in model.modules() if is_sparse_layer(module)}
+    """Ids of the parameters that stand for weights: those of sparse layers, and theta of a subspace."""
+    sparse = {id(module.values) for module in model.modules() if is_sparse_layer(module)}
+    return sparse | {id(module.theta) for module in model.modules() if isinstance(module, SubspaceModel)}
 
 
 def _hidden_matrices(model: nn.Module) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from ..errors import ConfigError
-from .config import FIELDS, ResolvedConfig, RunConfig, method_parameters, typed_options
+from .config import FIELDS, ONLY_DENSITY, ResolvedConfig, RunConfig, method_parameters, typed_options
 from .data import Dataset, data_options
 from .models import model_options
 from .values import spell
@@ -106,18 +106,21 @@ def default_folder(config: RunConfig) -> Path:
     density = None if config.density is None else f"{config.density:g}"
     scored = None if config.mask_data is None else f"on-{config.mask_data}"
     executed = None if config.execution == "masked" else config.execution
+    fixed = [*([spell(config.offset)] if config.offset else []), *(f"frozen-{part}" for part in config.freeze)]
+    if config.subspace is not None:
+        fixed.append(f"subspace-{config.subspace}-{spell(config.projection)}-from-{config.origin}")
     checks = (config.control, config.kept_weights, scored, executed)
-    told = (config.data, config.model, config.method, density, *checks, config.seed)
+    told = (config.data, config.model, config.method, density, *fixed, *checks, config.seed)
     return Path("runs") / "-".join(str(part) for part in told if part is not None)
 
 
 def _derived(config: RunConfig, recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
-    sparse = config.method != "dense" and (config.density or 1.0) <= _SPARSE_BELOW
-    lr = recipe.sparse_lr if sparse and recipe.sparse_lr else recipe.lr
+    density = config.density if config.density is not None else ONLY_DENSITY.get(config.method, 1.0)
+    lr = recipe.sparse_lr if recipe.sparse_lr and density <= _SPARSE_BELOW else recipe.lr
     if config.optimizer not in (None, recipe.optimizer):
         lr = OPTIMIZER_LR[str(config.optimizer)]
     return {
-        "density": 1.0,
+        "density": density,
         "out": str(default_folder(config)),
         "accumulate": 1,
         "lr": lr,

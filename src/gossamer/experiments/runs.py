@@ -19,6 +19,8 @@ from .locks import locked
 
 # Keys that may differ when a run is resumed: they say where it is, not what it is.
 _FREE_ON_RESUME = ("out",)
+# What runs of earlier versions do not say.
+_UNSAID = {"execution": "masked", "alpha": 1.0, "freeze": [], "projection": "fastfood", "origin": "init"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Result:
     """The outcome of a finished run; `to_dict` is the content of result.json.
 
     density: {"asked", "achieved"}; achieved = active / eligible. counts: {"active", "eligible", "total"}.
+    trained: numbers that are trained, by kind: "weights" (the active ones), "other weights", "alpha" (of offsets),
+    "norm", "bias", "other"; in a subspace "theta" alone; empty in results of earlier versions.
     metric: {"name", "value", "higher_is_better", "split"}, measured once on the split ("test"; "valid" for a run that
     must not see the test split) after the last step.
     final_loss: mean training loss since the row before the last of metrics.jsonl. seconds: of training.
@@ -34,7 +38,7 @@ class Result:
     execution: per weight (or "all") its "layout" and "why", with measured figures; empty for a masked run.
     machine: {"step_seconds", "peak_bytes"}: median of an optimizer step, memory beyond that of the process before the
     run; of the part since the last resume, None where it was not measured. ledger: FLOPs and bytes in theory and as
-    executed, `Ledger.to_dict`; None for a run that was not tested.
+    executed, `Ledger.to_dict`; None for a run that was not tested, or is in a subspace.
     """
 
     task: str
@@ -55,12 +59,16 @@ class Result:
     execution: Sequence[Mapping[str, Any]] = field(default_factory=list)
     machine: Mapping[str, float | None] = field(default_factory=dict)
     ledger: Mapping[str, Any] | None = None
+    trained: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
         """The method, and what was done to its first support."""
-        words = {"control": "", "kept_weights": "kept weights ", "mask_data": "scored on "}
+        words = {"offset": "offset ", "control": "", "kept_weights": "kept weights ", "mask_data": "scored on "}
         done = [f"{word}{self.config[key]}" for key, word in words.items() if self.config.get(key)]
+        done += [f"frozen {part}" for part in self.config.get("freeze", ())]
+        if self.config.get("subspace"):
+            done.append("subspace {subspace} {projection} from {origin}".format_map(self.config))
         return f"{self.method} ({', '.join(done)})" if done else self.method
 
     @classmethod
@@ -174,7 +182,7 @@ class RunFolder:
     def _check_same(self, config: ResolvedConfig) -> None:
         stored, asked = self.stored_config(), config.to_dict()
         keys = [key for key in {**stored, **asked} if key not in _FREE_ON_RESUME]
-        stored = {"execution": "masked", **stored}  # runs of earlier versions do not say it
+        stored = {**_UNSAID, **stored}
         changed = [f"{k} {stored.get(k)!r} -> {asked.get(k)!r}" for k in keys if stored.get(k) != asked.get(k)]
         if changed:
             raise ConfigError(

@@ -24,9 +24,10 @@ from ..learned import LearnedSparsifier
 from ..method import Method
 from ..reparametrise import Learned
 from ..sparsifier import Sparsifier
+from ..subspace import SubspaceModel
 from ..targets import choose
 from ..tickets import Tickets
-from . import data, execution, first_support, models
+from . import data, execution, first_support, fixed, models
 from .config import ResolvedConfig, RunConfig, build_method, parse_targets, typed_options
 from .optimizers import build_optimizers, build_schedulers, rate_factor
 from .recipes import resolve
@@ -81,6 +82,7 @@ def named_method(config: RunConfig) -> Method | Learned | Tickets | None:
     """The method of `config`; raises ConfigError if it, or an option of it, the model or the data, cannot be."""
     method = build_method(config)
     first_support.check(config, method)
+    fixed.check(config, method)
     typed_options(config.model_options, models.model_options(config.model), f"model {config.model}")
     typed_options(config.data_options, data.data_options(config.data), f"data set {config.data}")
     if config.mask_data is not None:
@@ -131,9 +133,10 @@ def check_device(device: str) -> None:
 class Parts:
     """The mutable side of a run: what `build_parts` makes and a training checkpoint holds.
 
-    reference: coverage of the reference model, whose eligible weights densities refer to. small: for the SMALL
-    control, its width, its parameters and the ratio of sparse-able weights it reached. choices: how its sparse weights
-    are computed with. exploration: watches the sparsifier. step_seconds: of every optimizer step in this process.
+    reference: coverage of the reference model, whose eligible weights densities refer to. own: that of the model as
+    long as nothing makes it sparse. small: for the SMALL control, its width, its parameters and the ratio of
+    sparse-able weights it reached. choices: how its sparse weights are computed with. exploration: watches the
+    sparsifier. step_seconds: of every optimizer step in this process.
     """
 
     model: nn.Module
@@ -142,6 +145,7 @@ class Parts:
     scaler: GradScaler
     sparsifier: Sparsifier | LearnedSparsifier | None
     reference: Coverage
+    own: Coverage
     targets: str | list[str] | None
     small: dict[str, float] = field(default_factory=dict)
     totals: Totals = field(default_factory=Totals)
@@ -154,7 +158,12 @@ class Parts:
 
     def coverage(self) -> Coverage:
         """Coverage table of the model as it is now."""
-        return self.sparsifier.summary() if self.sparsifier else coverage(choose(self.model, self.targets), {})
+        return self.sparsifier.summary() if self.sparsifier else self.own
+
+    def leave_subspace(self) -> None:
+        """Make the model an ordinary one again, with the weights that it computes with; training is over."""
+        if isinstance(self.model, SubspaceModel):
+            self.model = self.model.finalize()
 
     @property
     def device(self) -> torch.device:
@@ -209,6 +218,7 @@ def build_parts(plan: Plan) -> Parts:
     reference, small = coverage(choose(model, targets), {}), dict[str, float]()
     if config.method == "small":
         model, small = _small(plan, reference)
+    model, targets, own = fixed.apply(model, config, targets)
     with _fits_memory(config):
         model.to(config.device)
     if plan.round.weights is not None:
@@ -226,9 +236,10 @@ def build_parts(plan: Plan) -> Parts:
         method.counts({row.name: row.shape for row in reference.rows if row.sparse})  # raises if it cannot be
     elif method is not None:
         sparsifier = sparsify(model, method, optimizers, total_steps=config.steps, targets=targets, seed=config.seed)
+        fixed.warn_of_still_weights(sparsifier)
     scaler = GradScaler(torch.device(config.device).type, enabled=config.amp == "fp16")
     torch.manual_seed(config.seed)  # dropout starts alike for models that drew differently
-    return Parts(model, optimizers, schedulers, scaler, sparsifier, reference, targets, small=small, choices=choices)
+    return Parts(model, optimizers, schedulers, scaler, sparsifier, reference, own, targets, small, choices=choices)
 
 
 def _initial_model(plan: Plan, seed: int) -> nn.Module:

@@ -20,7 +20,8 @@ class Line:
     deviation: sample standard deviation, None for one seed. against: label of a control row -> mean and deviation of
     the differences to it at equal seeds, None where there are none. original: the same for the row that this one is a
     variant of; None where no row of the table is a variant. f: (mean - SMALL) / (DENSE - SMALL), 1 as good as
-    dense, 0 no better than the small dense net.
+    dense, 0 no better than the small dense net. with_others: whether the table tells `others`: where some row has an
+    offset, a subspace or something frozen.
     """
 
     label: str
@@ -31,6 +32,7 @@ class Line:
     against: Mapping[str, Spread | None]
     original: tuple[str, Spread | None] | None
     f: float | None
+    with_others: bool = False
 
     def cells(self) -> tuple[str, ...]:
         """One row of the table, as text."""
@@ -45,8 +47,14 @@ class Line:
             *(() if self.original is None else (_told(*self.original),)),
             "" if self.f is None else f"{self.f:.2f}",
             f"{first.counts['active']:,}",
+            *([f"{self.others:,}"] if self.with_others else []),
             f"{size:,}",
         )
+
+    @property
+    def others(self) -> int:
+        """Numbers trained beside the sparse weights: norm, biases, factors of offsets; those of a subspace."""
+        return sum(count for kind, count in self.results[0].trained.items() if kind != "weights")
 
     @property
     def seconds(self) -> float:
@@ -70,20 +78,25 @@ def summarise(
     of the method small. originals: label of a variant -> label of the row that it changes in one thing.
     """
     groups = {cell: group for cell, group in results.items() if group}
-    anchors = {(group[0].method, cell[1]): _by_seed(group) for cell, group in groups.items()}
-    dense = next((values for (method, _), values in anchors.items() if method == DENSE), {})
+    anchors: dict[tuple[str, float], tuple[str, dict[int, float]]] = {}
+    for (label, density), group in groups.items():
+        anchors.setdefault((group[0].method, density), (label, _by_seed(group)))  # of several dense rows the first
+    beside = ("offset", "freeze", "subspace")
+    told = any(result.config.get(key) for key in beside for group in groups.values() for result in group)
+    leading, dense = next((held for (method, _), held in anchors.items() if method == DENSE), ("", {}))
     if compare is None:
         compare = list(dict.fromkeys(label for (label, _), group in groups.items() if group[0].method == SMALL))
     lines = []
     for (label, density), group in groups.items():
-        values = _by_seed(group)
+        values, small = _by_seed(group), anchors.get((SMALL, density), ("", {}))[1]
         against = {name: _difference(groups, label, density, name) for name in compare}
         original = None
         if originals:
             name = originals.get(label, "")
             original = name, _difference(groups, label, density, name) if name else None
-        f = 1.0 if group[0].method == DENSE else _fraction(values, dense, anchors.get((SMALL, density), {}))
-        lines.append(Line(label, density, tuple(group), *mean_and_deviation(values.values()), against, original, f))
+        f = 1.0 if group[0].method == DENSE and label == leading else _fraction(values, dense, small)
+        spread = mean_and_deviation(values.values())
+        lines.append(Line(label, density, tuple(group), *spread, against, original, f, told))
     return lines
 
 
@@ -137,7 +150,8 @@ def table(lines: Sequence[Line]) -> Table:
     metric = lines[0].results[0].metric["name"] if lines else "metric"
     against = [f"vs {label}" for label in (lines[0].against if lines else ())]
     variants = ["vs its original"] if lines and lines[0].original is not None else []
-    header = ("method", "density", metric, *against, *variants, "f", "non-zeros", "bytes")
+    others = ["others trained"] if lines and lines[0].with_others else []
+    header = ("method", "density", metric, *against, *variants, "f", "non-zeros", *others, "bytes")
     return header, [line.cells() for line in lines]
 
 

@@ -20,10 +20,12 @@ from torch import nn
 from ..analysis import UNWATCHED
 from ..checkpoint import save_model
 from ..errors import ConfigError, DivergedError
+from ..nn.k_winners import update_boost
 from ..tickets import Tickets
-from . import execution, first_support
+from . import execution, first_support, fixed
 from .config import RunConfig
 from .costs import ledger_of
+from .data.batches import begins_epoch
 from .first_support import First
 from .memory import PeakMemory
 from .report import write_run_report
@@ -127,6 +129,8 @@ def _run(
     folder.write_metrics(rows)  # rows after the checkpoint are forgotten, and written again
     clock = _Clock(spent)
     while step < this.stop:
+        if begins_epoch(step, cfg.accumulate, cfg.batch_size, plan.dataset.examples):
+            update_boost(parts.model)
         started = time.perf_counter()
         loss = _step(plan, parts, step)
         parts.step_seconds.append(time.perf_counter() - started)
@@ -213,12 +217,14 @@ def _finish(
     """Measure on the test split if asked, and write model, result and (with a test) report."""
     cfg, task, table = plan.config, plan.task, parts.coverage()
     about = {"data": cfg.data, "name": cfg.model, "method": cfg.method, "density": cfg.density, "seed": cfg.seed}
+    trained = fixed.trained_counts(parts.model, table)
+    parts.leave_subspace()
     save_model(folder.model_file, parts.model, parts.sparsifier, about)
     value = rows[-1]["valid_metric"]
     if test:
         value = task.value(evaluate(parts.model, *plan.dataset.test.whole(), autocast=partial(autocast, cfg)))
     described = first_support.described(first, plan.dataset, parts.model)
-    costs = ledger_of(plan, parts, rows) if test else None
+    costs = ledger_of(plan, parts, rows) if test and cfg.subspace is None else None
     result = Result(
         task=task.name,
         data=cfg.data,
@@ -247,8 +253,9 @@ def _finish(
         execution=[asdict(choice) for choice in parts.choices],
         machine=machine,
         ledger=costs.to_dict() if costs else None,
+        trained=trained,
     )
-    if costs:
+    if test:
         source = f"{plan.dataset.source}; sha256 {plan.dataset.digest}..."
         watched = parts.exploration.by_weight() if parts.exploration else ()
         write_run_report(folder, result, table, source, watched, described, costs)

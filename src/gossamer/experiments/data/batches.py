@@ -55,6 +55,16 @@ def batch_indices(step: int, batch_size: int, n: int, seed: int) -> Tensor:
     return _cached_order(n, seed, epoch)[place * batch_size : (place + 1) * batch_size].clone()
 
 
+def begins_epoch(step: int, accumulate: int, batch_size: int, n: int) -> bool:
+    """Whether optimizer step `step` (from 0), of `accumulate` batches each, is the first of a pass over `n` examples.
+
+    >>> [step for step in range(12) if begins_epoch(step, accumulate=1, batch_size=3, n=10)]
+    [0, 3, 6, 9]
+    """
+    before, now = (at * accumulate // max(1, n // batch_size) for at in (step - 1, step))
+    return before != now
+
+
 def token_batch(tokens: Tensor, step: int, batch_size: int, context: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return the windows of step `step` and their next tokens, both int64 of shape (batch_size, context).
 

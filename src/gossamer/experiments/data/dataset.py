@@ -106,6 +106,11 @@ class Dataset:
     source: str
     digest: str
 
+    @property
+    def examples(self) -> int:
+        """Number of training examples; of text, windows side by side."""
+        return len(self.train) // (self.input_shape[0] if self.task == "language" else 1)
+
     def to(self, device: torch.device | str) -> Self:
         """The same data set on another device."""
         return replace(self, train=self.train.to(device), valid=self.valid.to(device), test=self.test.to(device))

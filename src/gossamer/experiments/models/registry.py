@@ -14,7 +14,7 @@ from ... import targets
 from ...errors import ConfigError, did_you_mean
 from ..data import Dataset
 from ..values import parameters, parse
-from . import mlp, residual, text, vision, vit
+from . import fixup, mlp, residual, text, vision, vit, winners
 
 Kind = Literal["vector", "image", "tokens"]
 Shape = tuple[int, ...]
@@ -39,13 +39,18 @@ MODELS: dict[str, ModelInfo] = {
     "mlp": ModelInfo("fully connected, 256-256, batch norm", mlp.mlp, FLAT),
     "lenet300": ModelInfo("fully connected, 300-100", mlp.lenet300, FLAT),
     "lenet5": ModelInfo("LeNet-5", vision.lenet5, IMAGE),
+    "lenet5-dctps": ModelInfo("LeNet-5 of DCTpS: no biases, average pooling", vision.lenet5_dctps, IMAGE),
     "cnn": ModelInfo("five 3x3 convolutions 16-32-32-64-64, batch norm", vision.cnn, IMAGE),
+    "winners": ModelInfo("5x5x30 convolution and 300 units, k-winners or ReLU", winners.winners, IMAGE),
     "vgg11": ModelInfo("VGG-11 with batch norm", vision.vgg11, IMAGE),
     "vgg19": ModelInfo("VGG-19 with batch norm", vision.vgg19, IMAGE),
     "resnet8": ModelInfo("ResNet-8, 16-32-64 channels", residual.resnet8, IMAGE),
     "resnet20": ModelInfo("ResNet-20, 16-32-64 channels", residual.resnet20, IMAGE),
     "resnet18": ModelInfo("ResNet-18, 3x3 stem, 64-512 channels", residual.resnet18, IMAGE),
     "resnet50": ModelInfo("ResNet-50, 3x3 stem, 64-512 channels, bottlenecks", residual.resnet50, IMAGE),
+    "fixup8": ModelInfo("ResNet-8 without batch norm (Fixup)", fixup.fixup8, IMAGE),
+    "fixup20": ModelInfo("ResNet-20 without batch norm (Fixup)", fixup.fixup20, IMAGE),
+    "fixup110": ModelInfo("ResNet-110 without batch norm (Fixup)", fixup.fixup110, IMAGE),
     "mobilenetv2": ModelInfo("MobileNetV2 for 32x32", residual.mobilenetv2, IMAGE),
     "vit-tiny": ModelInfo("vision Transformer, 12 layers of 192", vit.vit_tiny, IMAGE),
     "gpt": ModelInfo("GPT-style model of bytes, 2 layers of 96", text.gpt, ("tokens",)),

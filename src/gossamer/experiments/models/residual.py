@@ -80,21 +80,27 @@ def resnet50(input_shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
 
 
 class InvertedResidual(nn.Module):
-    """Expand by 1x1, filter by depthwise 3x3, project by 1x1; added to the input where the shapes agree."""
+    """Expand by 1x1, filter by depthwise 3x3, project by 1x1; added to the input where the shapes agree.
 
-    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int):
+    projections: expand by a factor of 1 too, and where only the channels differ add the input through a 1x1
+    convolution.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int, projections: bool = False):
         super().__init__()
         hidden = inputs * expansion
-        self.added = stride == 1 and inputs == outputs
+        self.added = stride == 1 and (inputs == outputs or projections)
+        project = self.added and inputs != outputs
+        self.shortcut = conv_bn(inputs, outputs, 1, activation=None) if project else nn.Identity()
         self.branch = nn.Sequential(
-            *([conv_bn(inputs, hidden, 1, activation=nn.ReLU6)] if expansion > 1 else []),
+            *([conv_bn(inputs, hidden, 1, activation=nn.ReLU6)] if expansion > 1 or projections else []),
             conv_bn(hidden, hidden, 3, stride=stride, groups=hidden, activation=nn.ReLU6),
             conv_bn(hidden, outputs, 1, activation=None),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the branch."""
-        return x + self.branch(x) if self.added else self.branch(x)
+        return self.shortcut(x) + self.branch(x) if self.added else self.branch(x)
 
 
 # (expansion, channels, blocks, stride of the first block): table 2 of the paper with the first two halvings left out
@@ -109,8 +115,11 @@ MOBILENET_PLAN = (
 )
 
 
-def mobilenetv2(input_shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
+def mobilenetv2(input_shape: Shape, classes: int, width: float = 1.0, *, projections: bool = False) -> nn.Module:
     """Return MobileNetV2 for 32x32: 32x32 after the stem and 4x4 before the head.
+
+    projections: five more 1x1 convolutions, in the first stage and in shortcuts where only the channels change: the
+    net that DCTpS was published with (Price and Tanner 2021, arXiv:2102.07655).
 
     Source: Sandler et al. 2018, arXiv:1801.04381. Deviations: the stem and the second stage keep the image's size; no
     dropout; channels are not rounded to multiples of 8.
@@ -121,7 +130,7 @@ def mobilenetv2(input_shape: Shape, classes: int, width: float = 1.0) -> nn.Modu
         outputs = scaled(wanted, width)
         for block in range(blocks):
             stride = 1 if block else first_stride
-            layers[f"stage{number}_{block + 1}"] = InvertedResidual(channels, outputs, stride, expansion)
+            layers[f"stage{number}_{block + 1}"] = InvertedResidual(channels, outputs, stride, expansion, projections)
             channels = outputs
     layers["last"] = conv_bn(channels, last, 1, activation=nn.ReLU6)
     return he_normal_(chain({**layers, "head": pooled_head(last, classes)}))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import nn
 
 from ...errors import ConfigError
 from .layers import chain, conv_bn, he_normal_, pooled_head, scaled
 
 Shape = tuple[int, ...]
+Pool = type[nn.MaxPool2d] | type[nn.AvgPool2d]
 POOL = 0  # in a VGG plan: halve the image
 VGG_PLANS = {
     11: (64, POOL, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL),
@@ -16,26 +19,47 @@ VGG_PLANS = {
 SMALL = 0.25
 
 
-def lenet5(input_shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
-    """Return LeNet-5 (LeCun et al. 1998) with ReLU and max pooling; the first linear layer follows the image's size."""
+def lenet5(input_shape: Shape, classes: int, width: float = 1.0, *, padded: bool = True) -> nn.Module:
+    """Return LeNet-5 (LeCun et al. 1998) with ReLU and max pooling; the first linear layer follows the image's size.
+
+    padded: whether the first convolution keeps the image's size. Not so it is the network of Li et al. 2018.
+    """
+    padding = 2 if padded else 0
+    return _lenet5("lenet5", input_shape, classes, width, 84, nn.MaxPool2d, padding=padding, bias=True)
+
+
+def lenet5_dctps(input_shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
+    """Return the LeNet-5 of DCTpS: no biases, average pooling, no padding, 82 instead of 84 units.
+
+    Source: the code of Price and Tanner 2021, arXiv:2102.07655.
+    """
+    return _lenet5("lenet5-dctps", input_shape, classes, width, 82, nn.AvgPool2d, padding=0, bias=False)
+
+
+def _lenet5(
+    name: str, input_shape: Shape, classes: int, width: float, last: int, pool: Pool, *, padding: int, bias: bool
+) -> nn.Module:
     channels, height, columns = input_shape
-    if min(height, columns) < 12:
-        raise ConfigError(f"lenet5 cannot take {height}x{columns} images: its two 5x5 layers need at least 12x12")
-    first, second, third, fourth = (scaled(size, width) for size in (6, 16, 120, 84))
-    pixels = ((height // 2 - 4) // 2) * ((columns // 2 - 4) // 2)
+    least = 16 - 2 * padding
+    if min(height, columns) < least:
+        raise ConfigError(
+            f"{name} cannot take {height}x{columns} images: its two 5x5 layers need at least {least}x{least}"
+        )
+    first, second, third, fourth = (scaled(size, width) for size in (6, 16, 120, last))
+    pixels = math.prod(((side + 2 * padding - 4) // 2 - 4) // 2 for side in (height, columns))
     layers: dict[str, nn.Module] = {
-        "conv1": nn.Conv2d(channels, first, 5, padding=2),
+        "conv1": nn.Conv2d(channels, first, 5, padding=padding, bias=bias),
         "relu1": nn.ReLU(),
-        "pool1": nn.MaxPool2d(2),
-        "conv2": nn.Conv2d(first, second, 5),
+        "pool1": pool(2),
+        "conv2": nn.Conv2d(first, second, 5, bias=bias),
         "relu2": nn.ReLU(),
-        "pool2": nn.MaxPool2d(2),
+        "pool2": pool(2),
         "flat": nn.Flatten(),
-        "linear1": nn.Linear(second * pixels, third),
+        "linear1": nn.Linear(second * pixels, third, bias=bias),
         "relu3": nn.ReLU(),
-        "linear2": nn.Linear(third, fourth),
+        "linear2": nn.Linear(third, fourth, bias=bias),
         "relu4": nn.ReLU(),
-        "head": nn.Linear(fourth, classes),
+        "head": nn.Linear(fourth, classes, bias=bias),
     }
     return he_normal_(chain(layers))
 

@@ -18,7 +18,8 @@ from .definition import Key, Point, Row, Study
 from .tuning import Tuning, tuned
 
 _TUNING = "tuning"  # folder of the tuning runs
-_HARMLESS = ("seed", "out", "lr")  # whether a run can be built does not depend on these
+# Whether a run can be built does not depend on these; of the last one tuning, which comes first, has the larger.
+_HARMLESS = ("seed", "out", "lr", "valid_fraction")
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, did_you_mean
-from ..config import RunConfig
+from ..config import ONLY_DENSITY, RunConfig
 from ..runs import read_config
-from ..summary import DENSE
 from ..values import parse, spelled
 
 Key = tuple[str, float, int]  # label, density, seed
 Point = tuple[str, ...]  # settings such as "every=0.05", one per swept key
 _OWN = ("method", "args", "density", "seed", "out")  # fields of a run that a study sets itself
-_NEVER_SWEPT = (*_OWN, "data", "model", "valid_fraction", "data.valid_fraction")
+_NEVER_SWEPT = (*_OWN, "data", "model", "subspace", "valid_fraction", "data.valid_fraction")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Tune:
 
 @dataclass(frozen=True)
 class Study:
-    """A grid of runs: rows x densities x seeds. Dense rows run once per seed, at density 1.
+    """A grid of runs: rows x densities x seeds. Dense rows run once per seed, at density 1, offset-only ones at 0.
 
     compare: labels of the rows that the table gives paired differences to; by default those of the method small.
 
@@ -137,7 +136,8 @@ class Study:
 
     def cells(self) -> list[tuple[Row, float]]:
         """Every (row, density) of the grid."""
-        return [(row, d) for row in self.rows for d in ((1.0,) if row.method == DENSE else self.densities)]
+        only = {method: (density,) for method, density in ONLY_DENSITY.items()}
+        return [(row, d) for row in self.rows for d in only.get(row.method, self.densities)]
 
     @property
     def size(self) -> int:

@@ -15,13 +15,12 @@ import importlib.util
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from comparison import Report, Timing, agree, best, options, timing
-from timing import QUIET
+from timing import QUIET, interleave
 from torch import nn
 
 from gossamer.nn import SparseLinear
@@ -61,15 +60,12 @@ def make(side: str, density: float) -> Callable[[], object]:
 
 
 def serve(side: str, density: float, threads: int, connection: Any) -> None:
-    """Answer every message with the seconds of one call, after one that only warms the caches."""
+    """Answer every message with the seconds of a call in one turn, as every benchmark here takes them."""
     torch.set_num_threads(threads)
     step = make(side, density)
     connection.send("ready")
     while connection.recv():
-        step()
-        start = time.perf_counter()
-        step()
-        connection.send(time.perf_counter() - start)
+        connection.send(interleave({side: step}, 1)[side][0])
 
 
 class Side:
@@ -140,6 +136,8 @@ def main() -> None:
             f"sparselab is not installed: pip install --no-deps --target FOLDER sparselab=={VERSION}, "
             "then PYTHONPATH=FOLDER python benchmarks/sparse_peer.py"
         )
+    if hasattr(os, "sched_setaffinity"):  # children of a pinned thread would share its one core
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
     report = Report("Against sparselab", arguments)
     report.note(f"sparselab {importlib.metadata.version('sparselab')}; the floors were set against {VERSION}.")
     for density in FLOORS:

@@ -26,7 +26,8 @@ accuracy: $(STAMP)      ## the accuracy tables of docs/results, about 20 minutes
 		$(BIN)/gossamer study studies/$$name.yaml --workers 2 --tables docs/results || exit 1; done
 
 benchmarks: $(STAMP)    ## sparse layers against dense ones, on a machine that does nothing else; JSON in runs/benchmarks
-	for name in sparse_linear sparse_conv sparse_training hybrid sparse_memory rewiring_share roofline; do \
+	for name in sparse_linear sparse_conv sparse_training hybrid sparse_memory rewiring_share roofline \
+			transforms offset_linear offset_conv doubly_sparse; do \
 		$(BIN)/python benchmarks/$$name.py --json runs/benchmarks/$$name.json || exit 1; done
 
 format: $(STAMP)

@@ -15,10 +15,9 @@ from .. import methods
 from ..analysis.cost_rows import CostRow
 from ..analysis.cost_table import Network
 from ..checkpoint import save_model
+from ..conversion import convert
 from ..entry import sparsify
 from ..method import Method
-from ..nn.offset import OffsetConv2d, OffsetLinear
-from ..offsets import Offset
 from ..topology import scores
 from .models import build
 
@@ -72,16 +71,8 @@ def file_bytes(model: CostModel, row: CostRow, density: float) -> int:
         if not isinstance(method, Method) or method.init is not scores.random:
             method = methods.static(density, allocation=method.allocation, init=scores.magnitude)
         if row.offset is not None:
-            _add_offset(made, row.offset)
+            made = convert(made, offset=row.offset, targets="dctps")
         optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
         sparsifier = sparsify(made, method, optimizer, total_steps=1000, targets="dctps")
         save_model(path, made, sparsifier)
         return path.stat().st_size
-
-
-def _add_offset(model: nn.Module, offset: Offset) -> None:
-    for path, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            parent, _, name = path.rpartition(".")
-            kind = OffsetLinear if isinstance(module, nn.Linear) else OffsetConv2d
-            setattr(model.get_submodule(parent), name, kind.from_dense(module, offset))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gossamer.testing import AllocationLaws, QuotaLaws, ScoreLaws, StructureLaws
-from gossamer.topology import NM, FanIn, Quota, Score, Unstructured, quotas, resolve_allocation, scores
-from gossamer.topology.allocations import ALLOCATIONS
+from gossamer.topology import ALLOCATIONS, NM, FanIn, Quota, Score, Unstructured, quotas, resolve_allocation, scores
 
 SCORES = {name: value for name, value in vars(scores).items() if isinstance(value, Score)}
 QUOTAS = {name: value for name, value in vars(quotas).items() if isinstance(value, Quota)}

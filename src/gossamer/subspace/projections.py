@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, check_choice
 from ..nn._drawing import draw_positions
 from ..seeding import generator_for
-from ..topology.allocations import ALLOCATIONS, resolve_allocation
+from ..topology import ALLOCATIONS, resolve_allocation
 
 Shapes = Mapping[str, Sequence[int]]
 _MOST = 2**31  # numbers in a dense U: 8 GiB

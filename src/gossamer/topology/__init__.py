@@ -1,25 +1,14 @@
 """The pure vocabulary of sparse training: tensors in, tensors out; knows no module and no optimizer."""
 
 from . import scores
-from .allocations import (
-    ALLOCATIONS,
-    Allocation,
-    Explicit,
-    Held,
-    check_density,
-    equal_per_filter,
-    equal_per_layer,
-    er,
-    erk,
-    resolve_allocation,
-    uniform,
-)
+from .allocations import Explicit, Held, resolve_allocation
 from .clock import Clock
 from .complementary import Complementary
 from .counting import spread
 from .drop_grow import DropGrow, PruneThen
 from .entries import Entries
 from .fan_in import FanInDropGrow
+from .proportional import ALLOCATIONS, Allocation, check_density, equal_per_filter, equal_per_layer, er, erk, uniform
 from .quotas import Quota, gain_below, mean_gradient, mean_momentum, own, quota, survivors
 from .rules import Rule, Select, Static
 from .schedules import Constant, Cosine, Cubic, Linear, Piecewise, Schedule, as_schedule

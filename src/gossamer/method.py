@@ -30,6 +30,7 @@ from .topology import (
     Static,
     Structure,
     Support,
+    Units,
     Unstructured,
     as_schedule,
     check_density,
@@ -151,6 +152,11 @@ class Method:
             )
         if isinstance(self.structure, NM | Complementary) and not isinstance(self.rule, Select | Static):
             return f"{self.structure.name} fixes the count of every group, so nothing can be dropped first; use Select"
+        if isinstance(self.structure, Units) and getattr(getattr(self.rule, "drop", None), "split", None) is not None:
+            return (
+                f"its drop score takes a share of each sign, but {self.structure.name} come and go as a whole; use "
+                "magnitude (split_signs=False)"
+            )
         exact_fan_in = isinstance(self.structure, FanIn) and self.structure.exact
         if isinstance(self.rule, FanInDropGrow) and not exact_fan_in:
             return "FanInDropGrow keeps a constant fan-in; use structure=FanIn(exact=True)"

@@ -17,7 +17,7 @@ from .method import Given, Method
 from .seeding import generator_for
 from .sites import DenseSite
 from .sparse_site import SparseSite
-from .topology import Constant, Entries, Rule, Score, Support, scores, spread
+from .topology import Constant, Entries, Rule, Score, Support, Units, scores, spread
 from .topology.rules import select_alive
 from .topology.selection import count_true
 from .topology.thresholds import Memory
@@ -282,7 +282,10 @@ def _check_given(masks: Mapping[str, Tensor], method: Method, sites: Mapping[str
     """Given supports must have the method's structure and be as many as the density says, up to its rounding."""
     total, size = method.total(shapes(sites), 0), sum(mask.numel() for mask in masks.values())
     held = sum(map(count_true, masks.values()))
-    slack = sum(mask.shape[0] for mask in masks.values()) if method.structure.single else 0  # under one per row
+    units, single = method.structure if isinstance(method.structure, Units) else None, method.structure.single
+    slack = sum(
+        units.largest(mask.shape) if units else mask.shape[0] * single for mask in masks.values()
+    )  # of rounding
     if abs(held - total) > slack:
         raise ConfigError(
             f"the given supports hold {held} of {size} entries, the density makes it {total}; pass "

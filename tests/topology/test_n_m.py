@@ -20,7 +20,6 @@ from gossamer.topology.structures.transposable import best_patterns, patterns
 TWO_D = NM(2, 4, transposable=True)
 GOLDEN = torch.tensor([[0.9, 0.1, 0.2, 0.3], [0.4, 0.8, 0.7, 0.1], [0.2, 0.6, 0.1, 0.5], [0.3, 0.2, 0.9, 0.4]])
 SEPARATING = torch.tensor([[1.0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 0, 1], [0, 0, 1, 1]])
-SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 5), st.sampled_from([(), (1,), (3,), (3, 3)]))
 
 
 def tiles_in_a_row(tiles: Tensor) -> Tensor:
@@ -86,23 +85,6 @@ def test_rounding_decides_only_what_rounding_can() -> None:
     clear = second < first * (1 - 1e-6)
     assert torch.equal(mask[clear], patterns()[sums.argmax(1)][clear])
     assert int(clear.sum()) > 19900
-
-
-@settings(deadline=None, max_examples=40)
-@given(shape=SHAPES, seed=st.integers(0, 1000), ties=st.booleans())
-def test_native_equals_reference(shape: tuple[int, int, tuple[int, ...]], seed: int, ties: bool) -> None:
-    """To the bit, for every layout: float64 scores always take the reference."""
-    generator = torch.Generator().manual_seed(seed)
-    whole = (4 * shape[0], 4 * shape[1], *shape[2])
-    scores = (
-        torch.randint(0, 3, whole, generator=generator).float() if ties else torch.randn(whole, generator=generator)
-    )
-    active = torch.rand(whole, generator=generator) < 0.5
-    for structure in (TWO_D, NM(2, 4), NM(1, 4), NM(3, 4, axis="outputs")):
-        mask = chosen(scores, structure, active)
-        assert torch.equal(mask, chosen(scores.double(), structure, active))
-        assert torch.equal(chosen(scores.bfloat16(), structure), chosen(scores.bfloat16().float(), structure))
-        assert torch.equal(chosen(scores, structure, mask), mask), "what is chosen stays"
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (1, 4), (2, 6), (4, 8)])

@@ -30,11 +30,13 @@ def best_patterns(
     view: what is chosen of the scores is written there, +0 elsewhere.
 
     None: nothing was decided, and the view holds anything. So it is where tensors are not contiguous float32 on the
-    CPU, without the native library, and for scores that are not finite. Where groups run, four must divide.
+    CPU, without the native library, where four does not divide, and for scores that are not finite.
     """
     native = library.native() if built() else None
     tensors = [scores] if view is None else [scores, view]
     if native is None or not all(map(plain, tensors)) or scores.dim() < 2:
+        return None
+    if (along != "inputs" and scores.shape[0] % GROUP) or (along != "outputs" and scores.shape[1] % GROUP):
         return None
     if active is not None and not (active.is_contiguous() and active.dtype == torch.bool):
         return None

@@ -3,7 +3,6 @@
 from . import scores
 from .allocations import Explicit, Held, resolve_allocation
 from .clock import Clock
-from .complementary import Complementary
 from .counting import spread
 from .drop_grow import DropGrow, PruneThen
 from .entries import Entries
@@ -14,7 +13,7 @@ from .rules import Rule, Select, Static
 from .schedules import Constant, Cosine, Cubic, Linear, Piecewise, Schedule, as_schedule
 from .scores import Score, score
 from .selection import select_top
-from .structures import NM, FanIn, Structure, Unstructured
+from .structures import NM, Block, Channels, Complementary, FanIn, Structure, Units, Unstructured, transposable_gap
 from .support import Support
 from .thresholds import Adaptive, Below, Memory, Threshold
 
@@ -23,6 +22,8 @@ __all__ = [
     "Adaptive",
     "Allocation",
     "Below",
+    "Block",
+    "Channels",
     "Clock",
     "Complementary",
     "Constant",
@@ -48,6 +49,7 @@ __all__ = [
     "Structure",
     "Support",
     "Threshold",
+    "Units",
     "Unstructured",
     "as_schedule",
     "check_density",
@@ -66,5 +68,6 @@ __all__ = [
     "select_top",
     "spread",
     "survivors",
+    "transposable_gap",
     "uniform",
 ]

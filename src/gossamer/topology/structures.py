@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, check_flag
 from .complementary import Complementary as Complementary  # spelled, as the others, where a structure is asked for
 from .selection import check_no_nan, comparable, select_top
 
@@ -78,6 +78,10 @@ class FanIn:
     name = "fan_in"
     single = True
 
+    def __post_init__(self) -> None:
+        """Check `exact`: any text would count as true."""
+        check_flag("exact", self.exact)
+
     def round(self, count: int, shape: Sequence[int]) -> int:
         """Return ``count``; with ``exact`` the nearest positive multiple of the number of filters."""
         if not self.exact or not math.prod(shape):
@@ -112,6 +116,8 @@ class FanIn:
 
     def is_valid(self, mask: Tensor) -> bool:
         """Whether the filters' counts differ by at most one; with ``exact``, whether all that are not 0 are equal."""
+        if not mask.numel():
+            return True
         fan_in = mask.reshape(mask.shape[0], -1).sum(1)
         if self.exact:
             return int(fan_in[fan_in > 0].unique().numel()) <= 1

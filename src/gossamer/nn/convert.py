@@ -110,7 +110,7 @@ def swap(model: nn.Module, supports: Mapping[nn.Module, Support], layout: str) -
     made = {module: _KINDS[layout][type(module)].from_dense(module, support) for module, support in supports.items()}
     for module, layer in made.items():
         if isinstance(layer, SparseWeight):
-            _share_hooks(module, layer)
+            share_hooks(module, layer)
             layer.keep_packed = module is not model
     model = put(model, made)
     for outer in offset_layers(model):
@@ -136,7 +136,7 @@ def add_offsets(
     """
     made = {m: _KINDS["offset"][type(m)].from_dense(m, offset, seed=seed, **options) for m, seed in modules.items()}
     for module, layer in made.items():
-        _share_hooks(module, layer)
+        share_hooks(module, layer)
     return put(model, made), {layer: module for module, layer in made.items()}
 
 
@@ -149,12 +149,12 @@ def densify(model: nn.Module, *, keep_offsets: bool = False) -> nn.Module:
     for outer in offset_layers(model):
         if not keep_offsets:
             made[outer] = outer.dense_module()
-            _share_hooks(outer, made[outer])
+            share_hooks(outer, made[outer])
     model, made = put(model, made), {}
     for module in swapped(model):
         made[module] = module.dense_module()
         if isinstance(module, SparseWeight):
-            _share_hooks(module, made[module])
+            share_hooks(module, made[module])
     for key, hook in list(model._forward_hooks.items()):
         if hook is unpack_outputs:
             del model._forward_hooks[key]
@@ -175,7 +175,7 @@ def note(model: nn.Module, choices: Sequence[Choice]) -> None:
     model.__dict__["_conversion"] = ConversionReport(told)
 
 
-def _share_hooks(old: nn.Module, new: nn.Module) -> None:
+def share_hooks(old: nn.Module, new: nn.Module) -> None:
     """The same dicts, so that the handles that users hold still remove their hooks."""
     new.__dict__.update({name: old.__dict__[name] for name in _HOOKS})
 

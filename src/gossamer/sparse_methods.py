@@ -21,6 +21,7 @@ from .topology import (
     own,
     survivors,
 )
+from .topology.structures import Block
 
 HYBRID = 'hybrid layers, convert(model, method, layout="hybrid")'
 MASKED = 'masked weights (leave convert() out, or go back with convert(model, layout="dense"))'
@@ -39,12 +40,15 @@ class Refusal:
         return f"{self.why}; use {f'{self.instead}, or ' if self.instead else ''}{way}"
 
 
-def check_method(method: Method, name: str, *, compiled: bool) -> None:
+def check_method(method: Method, name: str, *, compiled: bool, block: int | None = None) -> None:
     """Raise ConfigError if the method cannot run on the sparse layer whose weight is called `name`.
 
-    compiled: whether the model is.
+    compiled: whether the model is. block: side of the layer's blocks, if it has any.
     """
-    found = refusal(method)
+    found = refusal(method, blocks=block is not None)
+    if found is None and block is not None and not isinstance(method.rule, Static) and method.structure != Block(block):
+        own = f"its supports have the structure {method.structure.name}, the layer has blocks of {block}"
+        found = Refusal(own, f"structure=Block({block})")
     problem = (
         found.told(HYBRID) if found else (_of_compiled(method) if compiled else "") or _of_counts(method, compiled)
     )
@@ -52,9 +56,12 @@ def check_method(method: Method, name: str, *, compiled: bool) -> None:
         raise ConfigError(f"method {method.name!r} cannot run on {name}, a weight of a sparse layer: {problem}")
 
 
-def refusal(method: Method) -> Refusal | None:
-    """Why a method runs on no sparse layer; None if it runs. Hybrid layers and masked weights run every method."""
-    return _of_inactive(method) or _of_structure(method) or _of_rule(method.rule)
+def refusal(method: Method, *, blocks: bool = False) -> Refusal | None:
+    """Why a method runs on no sparse layer; None if it runs. Hybrid layers and masked weights run every method.
+
+    blocks: layers of blocks are meant.
+    """
+    return _of_inactive(method) or _of_structure(method, blocks) or _of_rule(method.rule)
 
 
 def _of_inactive(method: Method) -> Refusal | None:
@@ -67,10 +74,10 @@ def _of_inactive(method: Method) -> Refusal | None:
     return None
 
 
-def _of_structure(method: Method) -> Refusal | None:
-    if isinstance(method.structure, Unstructured) or isinstance(method.rule, Static):
+def _of_structure(method: Method, blocks: bool) -> Refusal | None:
+    if isinstance(method.structure, Block if blocks else Unstructured) or isinstance(method.rule, Static):
         return None
-    return Refusal(f"its supports have the structure {method.structure.name}", "an unstructured method")
+    return Refusal(f"its supports have the structure {method.structure.name}", "structure=Block(16)" if blocks else "an unstructured method")
 
 
 def _of_rule(rule: Rule) -> Refusal | None:

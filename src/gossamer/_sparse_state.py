@@ -70,7 +70,7 @@ def offsets_in(model: nn.Module) -> dict[str, str]:
 class Arrangement:
     """How a layer stores its weight: the i-th number is that at position `index[order[i]]` of `index`, which ascends.
 
-    An order of -1 is that of a number which belongs to no weight, 0. form: of the values, but for their first dimension.
+    An order of -1 is that of a number which belongs to no weight, 0. form: of the values, without the first dimension.
     """
 
     shape: torch.Size

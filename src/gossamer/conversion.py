@@ -32,12 +32,12 @@ from .nn.hybrid import Hybrid
 from .offsets import Offset
 from .reparametrise import Learned
 from .seeding import generator_for
+from .sparse_methods import options_of_blocks
 from .sparse_methods import refusal as refusal_of_method
 from .sparsifier import _attached as owned
 from .targets import Candidate, check_initialised, choose, is_offset_layer
 from .tickets import Tickets
 from .topology import Constant, Support, as_schedule
-from .topology.structures import Block
 
 _LAYOUTS = ("sparse", "hybrid", "block", "auto", "masked", "dense")
 
@@ -72,10 +72,10 @@ def convert(
         offset, alpha, train_alpha: as of `nn.OffsetLinear`; without an offset nothing is added.
         targets: of a method or an offset, as for `sparsify`.
         layout: "sparse": values and indices only. "hybrid": dense weights, sparse products, for methods whose inactive
-            weights keep a value; they run every method. "block": blocks of
-            values, `nn.BlockSparseLinear`, for linear layers and supports of whole blocks. "auto": sparse, or hybrid if sparse layers do
-            not run the method, for layers that were measured to be faster that way on this machine, at the density that
-            training ends with. "dense": back, bit for bit, with zeros for what did not exist; layers with an offset
+            weights keep a value; they run every method. "block": whole blocks, `nn.BlockSparseLinear`, of linear
+            layers. "auto": sparse, or hybrid if sparse layers do not run the method, for layers that were measured to
+            be faster that way on this machine, at the density that training ends with. "dense": back, bit for bit,
+            with zeros for what did not exist; layers with an offset
             become plain ones with the weight alpha D + S. "masked": the same, but offsets stay, with a dense S.
         block: side of the blocks of "block"; None takes that of the method's structure, ``structure=Block(16)``.
         seed, total_steps: as for `sparsify`. Offsets that are drawn are drawn from the seed and the name of the weight.
@@ -97,7 +97,7 @@ def convert(
                 f'layout="{layout}" goes back to dense layers and takes neither a method nor supports nor an offset'
             )
         return densify(model, keep_offsets=layout == "masked")
-    more = _of_blocks(what, layout, block)
+    more = options_of_blocks(what, layout, block)
     options = {"layout": layout, "seed": seed, "total_steps": total_steps, "batch": batch, "more": more}
     if offset is None:
         return _converted(model, what, targets, **options)
@@ -260,22 +260,6 @@ def _given(model: nn.Module, what: Mapping[str, Support | Tensor]) -> dict[str, 
             )
         supports[row.name] = support
     return supports
-
-
-def _of_blocks(what: object, layout: str, block: int | None) -> dict[str, Any]:
-    """What the layers of a layout are told of their blocks: nothing, if they have none."""
-    if layout != "block":
-        if block is not None:
-            raise ConfigError(f'block={block} is of layout="block", not of layout="{layout}"; leave one of them out')
-        return {}
-    own = what.structure.shape if isinstance(what, Method) and isinstance(what.structure, Block) else None
-    side = block if own is None else own[0]
-    if side is None or own is not None and (own != (side, side) or block not in (None, side)):
-        raise ConfigError(
-            f'layout="block" got block={block!r} and {"no structure of blocks" if own is None else f"blocks of {own}"}; '
-            "pass a method with structure=Block(16), of squares, or supports of whole blocks with block=16"
-        )
-    return {"block": side}
 
 
 def _kind(what: object, layout: str) -> str:

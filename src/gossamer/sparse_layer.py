@@ -49,8 +49,8 @@ class Sink(Protocol):
 class SparseLayer(Protocol):
     """A module that holds the active entries of its weight only: `gossamer.nn.SparseWeight`, seen from below.
 
-    values: 1-D, in the order of `positions`; of blocks (`block_of`) 3-D. capture: None, or where every backward pass appends what
-    `dense_gradient` needs of it.
+    values: 1-D, in the order of `positions`; of blocks (`block_of`) 3-D. capture: None, or where every backward
+    pass appends what `dense_gradient` needs of it.
     """
 
     values: nn.Parameter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from . import distributed
 from .errors import ConfigError
@@ -64,6 +65,23 @@ def refusal(method: Method, *, blocks: bool = False) -> Refusal | None:
     return _of_inactive(method) or _of_structure(method, blocks) or _of_rule(method.rule)
 
 
+def options_of_blocks(what: object, layout: str, block: int | None) -> dict[str, Any]:
+    """What the layers of a layout are told of their blocks: nothing, if they have none."""
+    if layout != "block":
+        if block is not None:
+            raise ConfigError(f'block={block} is of layout="block", not of layout="{layout}"; leave one of them out')
+        return {}
+    own = what.structure.shape if isinstance(what, Method) and isinstance(what.structure, Block) else None
+    side = block if own is None else own[0]
+    had = "no structure of blocks" if own is None else f"blocks of {own}"
+    if side is None or (own is not None and (own != (side, side) or block not in (None, side))):
+        raise ConfigError(
+            f'layout="block" got block={block!r} and {had}; '
+            "pass a method with structure=Block(16), of squares, or supports of whole blocks with block=16"
+        )
+    return {"block": side}
+
+
 def _of_inactive(method: Method) -> Refusal | None:
     if isinstance(method.inactive, Live):
         return Refusal("its inactive weights keep a value, and a sparse layer has none")
@@ -77,7 +95,10 @@ def _of_inactive(method: Method) -> Refusal | None:
 def _of_structure(method: Method, blocks: bool) -> Refusal | None:
     if isinstance(method.structure, Block if blocks else Unstructured) or isinstance(method.rule, Static):
         return None
-    return Refusal(f"its supports have the structure {method.structure.name}", "structure=Block(16)" if blocks else "an unstructured method")
+    return Refusal(
+        f"its supports have the structure {method.structure.name}",
+        "structure=Block(16)" if blocks else "an unstructured method",
+    )
 
 
 def _of_rule(rule: Rule) -> Refusal | None:

@@ -54,7 +54,14 @@ def found(
 
 
 def compare(
-    path: str, shape: tuple[int, int], side: int, batch: int, density: float, *, packed: bool = True, exact: bool = False
+    path: str,
+    shape: tuple[int, int],
+    side: int,
+    batch: int,
+    density: float,
+    *,
+    packed: bool = True,
+    exact: bool = False,
 ) -> None:
     index, values, dense = some_blocks(shape, side, density, seed=side + batch)
     x, slope = numbers(batch, shape[1], seed=1), numbers(batch, shape[0], seed=2)

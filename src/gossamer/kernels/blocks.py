@@ -1,8 +1,8 @@
-"""Products with a matrix of which some square blocks exist, as torch operators; native on the CPU, plain torch elsewhere.
+"""Products with a matrix of which some square blocks exist: torch operators, native on the CPU, plain torch elsewhere.
 
-**Values** are a tensor (blocks, side, side), each block row-major; the **index** holds their numbers in the matrix of all
-blocks, counted row by row: int32, strictly ascending. Where the side does not divide the matrix, blocks at its lower and
-right edge reach beyond it: those values are 0, take no part in a product and have gradients of 0.
+**Values** are a tensor (blocks, side, side), each block row-major; the **index** holds their numbers in the matrix of
+all blocks, counted row by row: int32, strictly ascending. Where the side does not divide the matrix, blocks at its
+lower and right edge reach beyond it: those values are 0, take no part in a product and have gradients of 0.
 
 `torch.ops.gossamer.block_packed` takes packed activations, on the CPU: native for float32 and sides that are multiples
 of 4. `torch.ops.gossamer.block_linear` takes rows, on any device: a kernel for another device is registered for it and
@@ -57,8 +57,8 @@ def check(index: Tensor, values: Tensor, shape: tuple[int, int]) -> None:
         raise ConfigError(f"the values of blocks have shape {tuple(values.shape)}; expected (blocks, side, side)")
     if index.dtype != torch.int32 or index.shape != values.shape[:1]:
         raise ConfigError(
-            f"the index of {len(values)} blocks is {index.dtype} of shape {tuple(index.shape)}; expected int32 of shape "
-            f"({len(values)},)"
+            f"the index of {len(values)} blocks is {index.dtype} of shape {tuple(index.shape)}; expected int32 of "
+            f"shape ({len(values)},)"
         )
     high, wide = grid(shape, values.shape[1])
     if len(index) and not (index[0] >= 0 and index[-1] < high * wide and (index[1:] > index[:-1]).all()):
@@ -208,7 +208,10 @@ def _packed_derivative(ctx: torch.autograd.function.FunctionCtx, dy: Tensor) -> 
 
 
 def _derivative(
-    ctx: torch.autograd.function.FunctionCtx, dy: Tensor, backward: torch._ops.OpOverloadPacket, samples: tuple[int, ...]
+    ctx: torch.autograd.function.FunctionCtx,
+    dy: Tensor,
+    backward: torch._ops.OpOverloadPacket,
+    samples: tuple[int, ...],
 ) -> tuple[Tensor | None, ...]:
     x, values, index = ctx.saved_tensors  # type: ignore[attr-defined]
     to_x, to_values, _, to_bias = ctx.needs_input_grad[:4]  # type: ignore[attr-defined]

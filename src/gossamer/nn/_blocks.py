@@ -24,8 +24,8 @@ def numbers_of(support: Support, side: int) -> Tensor:
     rows, columns = support.shape
     if not Block(side).is_valid(support.mask):
         raise ConfigError(
-            f"a support of shape {tuple(support.shape)} and {support.count} entries does not consist of whole blocks of "
-            f"{side} x {side}; choose it with structure=Block({side}), or use SparseLinear"
+            f"a support of shape {tuple(support.shape)} and {support.count} entries does not consist of whole blocks "
+            f"of {side} x {side}; choose it with structure=Block({side}), or use SparseLinear"
         )
     wide = blocks.grid((rows, columns), side)[1]
     mask = support.mask[::side, ::side].cpu()
@@ -95,9 +95,7 @@ class BlockMoves:
         return moved
 
 
-def misfit(
-    saved: Mapping[str, Any], own: Mapping[str, Tensor], shape: tuple[int, int], side: int, assign: bool
-) -> str:
+def misfit(saved: Mapping[str, Any], own: Mapping[str, Tensor], shape: tuple[int, int], side: int, assign: bool) -> str:
     """Why saved tensors cannot be those of a layer, or ''.
 
     saved, own: name -> tensor, of "values", "index" and "bias" those that there are. assign: they take the place of the

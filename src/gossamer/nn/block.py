@@ -24,11 +24,10 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 class BlockSparseLinear(SparseLinear):
     """y = x W^T + b with a W of b x b blocks, in time and memory of its active blocks.
 
-    ``values``, (blocks, b, b), is one Parameter; the buffer ``index`` holds the numbers of the blocks, int32, row by row.
-    Blocks reach a processor's peak rate, which single entries do not: this is the fastest sparse layer where such a
-    support is good enough. Takes (..., in_features), gives (..., out_features). On the CPU it is native for float32 and
-    blocks of a multiple of 4, and computes float16 and bfloat16 in float32, as `SparseLinear` does; on other devices it
-    computes in the dtype of its values. Sizes that b does not divide have smaller blocks at their edges: what ``values``
+    ``values``, (blocks, b, b), is one Parameter; the buffer ``index`` holds the numbers of the blocks, int32, row by
+    row. Takes (..., in_features), gives (..., out_features). On the CPU it is native for float32 and blocks of a
+    multiple of 4, and computes float16 and bfloat16 in float32, as `SparseLinear` does; on other devices it computes in
+    the dtype of its values. Sizes that b does not divide have smaller blocks at their edges: what ``values``
     holds beyond them is 0 and stays so.
 
     Deviations from the dense layer: as of `SparseLinear`, by blocks.
@@ -88,7 +87,9 @@ torch.Size([16, 16, 16]))
             raise ConfigError("a sparse layer needs a density, such as 0.1, or support=, a Support of its weight")
         every = math.prod(blocks.grid(self.matrix, self.block))
         if every >= 1 << 31:
-            raise ConfigError(f"a weight of {every} blocks; the index counts up to {(1 << 31) - 1}, take a larger block")
+            raise ConfigError(
+                f"a weight of {every} blocks; the index counts up to {(1 << 31) - 1}, take a larger block"
+            )
         with torch.device("cpu"):
             return _drawing.draw_positions(every, round(check_density(density) * every)).int()
 
@@ -232,7 +233,8 @@ torch.Size([16, 16, 16]))
     def from_coo(cls, indices: Tensor, values: Tensor, shape: Any, bias: Tensor | None = None, **options: Any) -> Self:
         """As of the sparse layers; the coordinates must make up whole blocks, and options have ``block``."""
         flat, values = coordinates(indices, values, shape)
-        layer = cls._shaped(torch.Size(shape), Support(shape, len(flat), flat, "index"), bias, dtype=values.dtype, **options)
+        support = Support(shape, len(flat), flat, "index")
+        layer = cls._shaped(torch.Size(shape), support, bias, dtype=values.dtype, **options)
         with torch.no_grad():
             layer.values.zero_().view(-1)[layer.ascending()[1]] = values
         return layer
@@ -265,11 +267,12 @@ torch.Size([16, 16, 16]))
         check_tensor(x)
         if x.ndim == 0 or x.shape[-1] != self.in_features or x.device != self.values.device:
             raise ConfigError(
-                f"a sparse layer on {self.values.device} got an input of shape {tuple(x.shape)} on {x.device}; expected "
-                f"(..., {self.in_features}) there"
+                f"a sparse layer on {self.values.device} got an input of shape {tuple(x.shape)} on {x.device}; "
+                f"expected (..., {self.in_features}) there"
             )
         rows = x.reshape(-1, self.in_features).to(self.values.dtype)
-        return blocks.linear(rows, self.values, self.index, self.bias, self.out_features).view(*x.shape[:-1], -1)
+        y = blocks.linear(rows, self.values, self.index, self.bias, self.out_features)
+        return y.view(*x.shape[:-1], self.out_features)
 
     def _agrees(self) -> bool:
         return super()._agrees() and tuple(self.values.shape[1:]) == (self.block, self.block)

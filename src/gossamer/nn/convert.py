@@ -107,7 +107,8 @@ def _child(parent: nn.Module, module: nn.Module) -> bool:
 def swap(model: nn.Module, supports: Mapping[nn.Module, Support], layout: str, **options: Any) -> nn.Module:
     """Put sparse or hybrid layers in the place of modules; return the model, or the layer if the model is one.
 
-    options: of their ``from_dense``. Consecutive sparse layers hand activations on packed; a hook on the model unpacks what leaves it.
+    options: of their ``from_dense``. Consecutive sparse layers hand activations on packed; a hook on the model unpacks
+    what leaves it.
     """
     made = {m: _KINDS[layout][type(m)].from_dense(m, support, **options) for m, support in supports.items()}
     for module, layer in made.items():

@@ -26,7 +26,7 @@ LAYERS = [
     ["nn"],
     ["candidates", "captures", "exchange", "hooks", "masking", "optimizer_state", "sparse_methods"],
     ["gate", "latent", "traits"],
-    ["site", "sites", "sparse_site"],
+    ["block_site", "site", "sites", "sparse_site"],
     ["gated", "soft", "cutting", "rewiring", "rewinding", "coverage"],
     ["state", "learned_state"],
     ["sparsifier"],

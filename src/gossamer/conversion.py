@@ -32,13 +32,14 @@ from .nn.hybrid import Hybrid
 from .offsets import Offset
 from .reparametrise import Learned
 from .seeding import generator_for
+from .sparse_methods import options_of_blocks
 from .sparse_methods import refusal as refusal_of_method
 from .sparsifier import _attached as owned
 from .targets import Candidate, check_initialised, choose, is_offset_layer
 from .tickets import Tickets
 from .topology import Constant, Support, as_schedule
 
-_LAYOUTS = ("sparse", "hybrid", "auto", "masked", "dense")
+_LAYOUTS = ("sparse", "hybrid", "block", "auto", "masked", "dense")
 
 
 def convert(
@@ -49,7 +50,8 @@ def convert(
     alpha: float = 1.0,
     train_alpha: bool = True,
     targets: Targets = None,
-    layout: Literal["sparse", "hybrid", "auto", "masked", "dense"] = "sparse",
+    layout: Literal["sparse", "hybrid", "block", "auto", "masked", "dense"] = "sparse",
+    block: int | None = None,
     seed: int = 0,
     total_steps: int | None = None,
     batch: Any = None,
@@ -70,10 +72,12 @@ def convert(
         offset, alpha, train_alpha: as of `nn.OffsetLinear`; without an offset nothing is added.
         targets: of a method or an offset, as for `sparsify`.
         layout: "sparse": values and indices only. "hybrid": dense weights, sparse products, for methods whose inactive
-            weights keep a value; they run every method. "auto": sparse, or hybrid if sparse layers do
-            not run the method, for layers that were measured to be faster that way on this machine, at the density that
-            training ends with. "dense": back, bit for bit, with zeros for what did not exist; layers with an offset
+            weights keep a value; they run every method. "block": whole blocks, `nn.BlockSparseLinear`, of linear
+            layers. "auto": sparse, or hybrid if sparse layers do not run the method, for layers that were measured to
+            be faster that way on this machine, at the density that training ends with. "dense": back, bit for bit,
+            with zeros for what did not exist; layers with an offset
             become plain ones with the weight alpha D + S. "masked": the same, but offsets stay, with a dense S.
+        block: side of the blocks of "block"; None takes that of the method's structure, ``structure=Block(16)``.
         seed, total_steps: as for `sparsify`. Offsets that are drawn are drawn from the seed and the name of the weight.
         batch: for "auto", one batch of inputs: a tensor, a tuple of positional arguments, or a dict of named ones.
 
@@ -93,7 +97,8 @@ def convert(
                 f'layout="{layout}" goes back to dense layers and takes neither a method nor supports nor an offset'
             )
         return densify(model, keep_offsets=layout == "masked")
-    options = {"layout": layout, "seed": seed, "total_steps": total_steps, "batch": batch}
+    more = options_of_blocks(what, layout, block)
+    options = {"layout": layout, "seed": seed, "total_steps": total_steps, "batch": batch, "more": more}
     if offset is None:
         return _converted(model, what, targets, **options)
     added = {"offset": offset, "alpha": alpha, "train_alpha": train_alpha}
@@ -101,7 +106,15 @@ def convert(
 
 
 def _converted(
-    model: nn.Module, what: Any, targets: Targets, *, layout: str, seed: int, total_steps: int | None, batch: Any
+    model: nn.Module,
+    what: Any,
+    targets: Targets,
+    *,
+    layout: str,
+    seed: int,
+    total_steps: int | None,
+    batch: Any,
+    more: dict[str, Any],
 ) -> nn.Module:
     """Swap layers for sparse or hybrid ones; those of S where there are offsets."""
     if next(iter(swapped(model)), None) is not None:
@@ -117,7 +130,7 @@ def _converted(
     chosen = {rows[c.name].module: supports[c.name] for c in choices if c.layout != "dense"}
     if not chosen and layout != "auto":
         raise ConfigError(f"no layer can be swapped: {'; '.join(f'{c.name}: {c.why}' for c in choices[:3])}")
-    model = swap(model, chosen, kind)
+    model = swap(model, chosen, kind, **more)
     note(model, choices)
     return model
 
@@ -250,10 +263,10 @@ def _given(model: nn.Module, what: Mapping[str, Support | Tensor]) -> dict[str, 
 
 
 def _kind(what: object, layout: str) -> str:
-    found = refusal_of_method(what) if isinstance(what, Method) else None
+    found = refusal_of_method(what, blocks=layout == "block") if isinstance(what, Method) else None
     if layout == "auto":
         return "hybrid" if found else "sparse"
-    if isinstance(what, Method) and found and layout == "sparse":
+    if isinstance(what, Method) and found and layout in ("sparse", "block"):
         told = found.told('layout="hybrid"')
         raise ConfigError(f"method {what.name!r} cannot run on sparse layers: {told}")
     return layout

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from gossamer.errors import ConfigError
-from gossamer.kernels import n_m, rewire, screen, select, sparse
+from gossamer.kernels import blocks, n_m, rewire, screen, select, sparse
 from gossamer.kernels.cpu import library
 from gossamer.kernels.taps import Taps
 from gossamer.kernels.transforms import BlockCosine, Cosine, Hadamard
@@ -49,6 +49,16 @@ def taps(draw: random.Random) -> None:
     mix, filters = torch.randn(outputs, parts, rank), torch.randn(outputs, parts, *kernel)
     made = Taps(mix, filters, groups, stride, padding, dilation)
     made.transpose(made.apply(torch.randn(draw.randint(1, 3), made.channels, *size, 16)), size)
+
+
+def block_products(draw: random.Random) -> None:
+    rows, columns, batch = (draw.choice([1, draw.randint(1, 50), draw.randint(1, top)]) for top in (400, 300, 100))
+    side = draw.choice([4, 8, 12, 16, 32, 64])
+    high, wide = blocks.grid((rows, columns), side)
+    index = (torch.rand(high * wide) < draw.choice([0.0, 0.2, 1.0])).nonzero().view(-1).int()
+    values, bias = torch.randn(len(index), side, side, requires_grad=True), draw.choice([None, torch.randn(rows)])
+    x = torch.randn(batch, columns, requires_grad=True)
+    blocks.packed_linear(sparse.pack(x), values, index, bias, rows).square().sum().backward()
 
 
 def damaged(draw: random.Random) -> None:
@@ -124,7 +134,7 @@ def main() -> None:
         torch.manual_seed(0)
         with forced(path):
             for _ in range(int(sys.argv[2])):
-                for check in (linear, conv, taps, damaged, split, patterns, lists, transforms):
+                for check in (linear, conv, taps, block_products, damaged, split, patterns, lists, transforms):
                     check(draw)
     sys.stdout.write(f"clean: {' '.join(paths)}\n")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import _packed_operators as _packed_operators  # teaches packed activations PyTorch's operators
 from ._moves import Moves
 from ._saved_winners import SavedWinners, compressed_winners
+from .block import BlockSparseLinear
 from .convert import ConversionReport, conversion_report
 from .convolution import SparseConv1d, SparseConv2d
 from .doubly_sparse import DoublySparse, doubly_sparse
@@ -17,6 +18,7 @@ from .swat import SwatConv2d, SwatLinear, swat
 from .weight import SparseWeight
 
 __all__ = [
+    "BlockSparseLinear",
     "ConversionReport",
     "DoublySparse",
     "HybridConv2d",

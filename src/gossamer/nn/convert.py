@@ -11,6 +11,7 @@ from torch import nn
 from ..offsets import Offset
 from ..topology import Support
 from ._checks import unindexable
+from .block import BlockSparseLinear
 from .convolution import SparseConv1d, SparseConv2d
 from .hybrid import Hybrid, HybridConv2d, HybridLinear
 from .linear import SparseLinear
@@ -18,11 +19,12 @@ from .offset import OffsetConv2d, OffsetLayer, OffsetLinear
 from .packed import unpack_outputs
 from .weight import SparseWeight
 
-Layout = Literal["sparse", "hybrid", "dense"]
+Layout = Literal["sparse", "hybrid", "block", "dense"]
 
 _KINDS: dict[str, dict[type[nn.Module], Any]] = {
     "sparse": {nn.Linear: SparseLinear, nn.Conv1d: SparseConv1d, nn.Conv2d: SparseConv2d},
     "hybrid": {nn.Linear: HybridLinear, nn.Conv2d: HybridConv2d},
+    "block": {nn.Linear: BlockSparseLinear},
     "offset": {
         **dict.fromkeys((nn.Linear, SparseLinear, HybridLinear), OffsetLinear),
         **dict.fromkeys((nn.Conv2d, SparseConv2d, HybridConv2d), OffsetConv2d),
@@ -90,9 +92,9 @@ def refusal(model: nn.Module, module: nn.Module, attribute: str, layout: str) ->
         return f"padding_mode={module.padding_mode!r}, the kernels pad with zeros"
     if sum(any(p is weight for p in m._parameters.values()) for m in model.modules()) > 1:
         return "tied: another module computes with the same Parameter"
-    if weight.device.type != "cpu":
+    if weight.device.type != "cpu" and layout != "block":
         return f"on {weight.device}, the kernels are for the CPU"
-    if layout != "offset" and (unfit := unindexable(weight.shape)):
+    if layout in ("sparse", "hybrid") and (unfit := unindexable(weight.shape)):
         return unfit
     reader = next((m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer) and _child(m, module)), None)
     return "TransformerEncoderLayer reads its weight in evaluation" if reader and layout != "hybrid" else ""
@@ -102,12 +104,13 @@ def _child(parent: nn.Module, module: nn.Module) -> bool:
     return any(child is module for child in parent.children())
 
 
-def swap(model: nn.Module, supports: Mapping[nn.Module, Support], layout: str) -> nn.Module:
+def swap(model: nn.Module, supports: Mapping[nn.Module, Support], layout: str, **options: Any) -> nn.Module:
     """Put sparse or hybrid layers in the place of modules; return the model, or the layer if the model is one.
 
-    Consecutive sparse layers hand activations on packed; a hook on the model unpacks what leaves it.
+    options: of their ``from_dense``. Consecutive sparse layers hand activations on packed; a hook on the model unpacks
+    what leaves it.
     """
-    made = {module: _KINDS[layout][type(module)].from_dense(module, support) for module, support in supports.items()}
+    made = {m: _KINDS[layout][type(m)].from_dense(m, support, **options) for m, support in supports.items()}
     for module, layer in made.items():
         if isinstance(layer, SparseWeight):
             share_hooks(module, layer)

@@ -58,11 +58,11 @@ class DoublySparse(nn.Module):
                 raise ConfigError("a layer on the meta device has sizes only; use to_empty and load_state_dict first")
             mask = weight != 0
             layer = _SPARSE[type(layer)].from_dense(layer, Support.from_mask(mask))
-        if not isinstance(layer, SparseLinear | SparseConv1d | SparseConv2d):
+        if type(layer) not in _SPARSE.values():
             known = ", ".join(kind.__name__ for kind in (*_SPARSE, *_SPARSE.values()))
             raise ConfigError(f"a {type(layer).__name__} has no doubly sparse form; expected one of {known}")
         made = cls()
-        made._take(layer)
+        made._take(layer)  # type: ignore[arg-type]
         return made
 
     def _take(self, layer: SparseLinear | SparseConv1d | SparseConv2d) -> None:

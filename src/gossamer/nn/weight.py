@@ -117,6 +117,10 @@ class SparseWeight(nn.Module):
         """Flat positions in ascending order, and the place of each in storage order; int64. Raises as `positions`."""
         return rewire.ascending(self.checked_index(), self.count)
 
+    def arrange(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the index for a support, ascending flat positions, and which of them each stored number belongs to."""
+        return sparse.build(positions, self.matrix, self.taps)
+
     def checked_index(self) -> Tensor:
         """The index, which the kernels can rely on. Raises as `positions`."""
         self._check_index(read=True)

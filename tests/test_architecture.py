@@ -21,7 +21,7 @@ LAYERS = [
     ["choices", "method"],
     ["reparametrise", "tickets"],
     ["methods"],
-    ["_timing", "kernels"],
+    ["_timing", "_user_cache", "kernels"],
     ["offsets"],
     ["nn"],
     ["candidates", "captures", "exchange", "hooks", "masking", "optimizer_state", "sparse_methods"],

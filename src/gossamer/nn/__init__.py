@@ -13,6 +13,7 @@ from .k_winners import KWinners, KWinners2d, update_boost
 from .linear import SparseLinear
 from .offset import OffsetConv2d, OffsetLinear
 from .packed import PackedActivation
+from .semi_structured import SemiStructuredConv2d, SemiStructuredLinear
 from .swat import SwatConv2d, SwatLinear, swat
 from .weight import SparseWeight
 
@@ -28,6 +29,8 @@ __all__ = [
     "OffsetLinear",
     "PackedActivation",
     "SavedWinners",
+    "SemiStructuredConv2d",
+    "SemiStructuredLinear",
     "SparseConv1d",
     "SparseConv2d",
     "SparseLinear",

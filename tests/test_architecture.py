@@ -39,6 +39,7 @@ LAYERS = [
         "_fitting",
         "_packing",
         "_sparse_state",
+        "_two_four",
         "checkpoint",
         "conversion",
         "lottery",

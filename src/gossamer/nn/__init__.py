@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import _packed_operators as _packed_operators  # teaches packed activations PyTorch's operators
+from ._deployment import to_torch_semi_structured
 from ._moves import Moves
 from ._saved_winners import SavedWinners, compressed_winners
 from .convert import ConversionReport, conversion_report
@@ -41,5 +42,6 @@ __all__ = [
     "conversion_report",
     "doubly_sparse",
     "swat",
+    "to_torch_semi_structured",
     "update_boost",
 ]

@@ -29,7 +29,7 @@ class SemiStructured(nn.Module):
     """
 
     weight: Tensor
-    bias: Tensor | None
+    bias: Any  # Tensor | None
     _dense: ClassVar[type[nn.Module]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -272,7 +272,17 @@ class SemiStructuredConv2d(SemiStructured, nn.Conv2d):
         return y.view(sizes).permute(0, 3, 1, 2)
 
 
+def unfit(module: nn.Module) -> str:
+    """Why the weight of a dense layer cannot be packed, or ''."""
+    if isinstance(module, nn.Conv2d) and not is_pointwise(module):
+        return "only 1x1 convolutions without groups and padding are matrix products; this one stays masked"
+    rows, columns = module.get_parameter("weight").shape[:2]
+    if not semi_structured.fits(rows, columns):
+        return f"{rows} x {columns}: packing needs multiples of {semi_structured.MULTIPLE}"
+    return ""
+
+
 def is_pointwise(module: nn.Conv2d) -> bool:
     """Whether a convolution looks at one position at a time, and at all channels there."""
-    padded = module.padding not in ("valid", "same") and any(module.padding)  # type: ignore[arg-type]
+    padded = module.padding not in ("valid", "same") and any(module.padding)
     return module.kernel_size == (1, 1) and module.groups == 1 and not padded

@@ -2,8 +2,8 @@
 
 Of a matrix (rows, columns) there are
 
-- values (rows, columns / 2): two of each group of four consecutive entries of a row, in their order. Where less than two
-  are not zero, the zeros that come first fill up.
+- values (rows, columns / 2): two of each group of four consecutive entries of a row, in their order. Where less than
+  two are not zero, the zeros that come first fill up.
 - places (rows, columns / 8), bytes: the positions 0..3 of two groups' values, two bits each, the first value lowest.
 
 This is 1.125 bytes per weight of a 16-bit type, as in cuSPARSELt, whose own order of the bits is another.
@@ -57,7 +57,9 @@ def pack(matrix: Tensor) -> tuple[Tensor, Tensor]:
     (tensor([[5., 7., 1., 0., 5., 7., 1., 0.]]), ['01001101', '01001101'])
     """
     if matrix.ndim != 2 or matrix.shape[1] % MULTIPLE:
-        raise ConfigError(f"a matrix of shape {tuple(matrix.shape)} cannot be packed; columns must divide by {MULTIPLE}")
+        raise ConfigError(
+            f"a matrix of shape {tuple(matrix.shape)} cannot be packed; its columns must divide by {MULTIPLE}"
+        )
     groups = _groups(matrix)
     kept = groups != 0
     count = kept.sum(-1, dtype=torch.uint8)

@@ -64,8 +64,8 @@ def held(weight: Tensor) -> Held:
 def pack_of(weight: Tensor, side: Side, make: Callable[[], Pack], *, capturing: bool = False) -> Pack:
     """The packed form of a weight for one side.
 
-    capturing: whether a CUDA graph records what is done. Its packs belong to it, and are made in every pass; so they are
-    outside from then on, since a replay may change the weight.
+    capturing: whether a CUDA graph records what is done. Its packs belong to it and are made in every pass; from then
+    on they are so outside too, since a replay may change the weight.
     """
     known = held(weight)
     known.captured |= capturing

@@ -1,12 +1,13 @@
 """Which algorithm multiplies a packed matrix, and whether that beats the dense product: measured, and checked.
 
 Algorithms of cuSPARSELt have numbers whose meaning changes with its version; the default is seldom the best, and some
-have been seen to give wrong results, not always the same (pytorch issue 155333). So every one is compared with a float32
-reference on several draws before it is timed, and again for each number of samples that it is used for.
+have been seen to give wrong results, not always the same (pytorch issue 155333). So every one is compared with a
+float32 reference on several draws before it is timed, and again for each number of samples that it is used for.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -161,13 +162,15 @@ class Table:
             if not right:
                 return record
             packed = self.backend.pack(problem.matrix)
-            multiply, x, bias = self.backend.multiply, problem.x, problem.bias
-            runs: dict[str, Callable[[], object]] = {
-                str(each): lambda each=each: multiply(packed, x, bias, each) for each in right
-            }
+            given = packed, problem.x, problem.bias
+            runs = {str(each): functools.partial(self.backend.multiply, *given, each) for each in right}
             times = self.backend.seconds(runs, 1, graph=True)
             best = min(times, key=times.__getitem__)
-            final = {"dense": problem.dense, "sparse": runs[best], "pack": lambda: self.backend.pack(problem.matrix)}
+            final: dict[str, Callable[[], object]] = {
+                "dense": problem.dense,
+                "sparse": runs[best],
+                "pack": lambda: self.backend.pack(problem.matrix),
+            }
             for graph in (False, True):
                 for name, seconds in self.backend.seconds(final, _ROUNDS, graph=graph).items():
                     record[name].append(seconds)

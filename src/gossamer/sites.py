@@ -266,8 +266,6 @@ class DenseSite(Site):
         """
         new, old = distributed.shard(mask, self.parameter), self.mask
         self._set_mask(new)
-        if isinstance(self.module, SemiStructured) and not self.module.is_semi_structured:
-            self._declare(mask)
         self.stashed_grad = None
         if self.traits.born is not None:
             self.traits.grown(new & ~old, step)

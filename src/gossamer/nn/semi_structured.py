@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -38,8 +39,8 @@ class SemiStructured(nn.Module):
 
     def _begin(self) -> None:
         self._execution: Execution = "auto"
-        self._owned = False
-        self.refresh()
+        self._owned = self._rows = self._columns = False
+        self._seen: tuple[int, int] | None = None  # storage and version of the weight when it was last looked at
 
     @classmethod
     def from_dense(cls, module: nn.Module, support: Any = None) -> Self:
@@ -53,6 +54,7 @@ class SemiStructured(nn.Module):
         check_module(cls, module, cls._dense)
         layer = same_as(module, cls)
         layer._begin()
+        layer.refresh()
         return layer
 
     def dense_module(self) -> nn.Module:
@@ -93,7 +95,7 @@ class SemiStructured(nn.Module):
         """
         weight = self.weight
         self._rows = self._columns = False
-        self._seen: tuple[int, int] | None = None
+        self._seen = None
         if weight.is_meta or distributed.is_sharded(weight) or not self._takes_size():
             return
         semi_structured.forget(weight)
@@ -114,8 +116,8 @@ class SemiStructured(nn.Module):
     def declare(self, mask: Tensor | None) -> None:
         """What a controller says: it keeps the weight zero off this mask, or (None) does so no longer.
 
-        mask: bool, of the shape of the whole weight. Waits for the device, so controllers say it when they start, and
-        later only to layers that are not 2:4 yet.
+        mask: bool, of the shape of the whole weight. Waits for the device, so controllers say it when they start and not
+        when they rewire: a structure makes supports of one kind.
         """
         self._owned, self._seen = mask is not None, None
         self._rows = self._columns = False
@@ -146,13 +148,14 @@ class SemiStructured(nn.Module):
         dtype = self._dtype(x)
         if dtype is None or not self._is_packed(x):
             return super().forward(x)
-        samples = self._samples(x).to(dtype)
-        always = self._execution == "packed"
-        if not (always or torch.compiler.is_compiling() or semi_structured.pays(samples, self.weight)):
+        always, shape = self._execution == "packed", self._result(x)
+        ask = not (always or torch.compiler.is_compiling())
+        if ask and not semi_structured.pays(math.prod(shape[:-1]), dtype, self.weight):
             return super().forward(x)
         bias = None if self.bias is None else self.bias.to(dtype)
+        samples = self._samples(x).to(dtype)
         y = semi_structured.product(samples, self.weight, bias, False, self._columns, always)
-        return self._restored(y, x)
+        return self._restored(y.view(shape))
 
     def _dtype(self, x: Tensor) -> torch.dtype | None:
         """In which the product is computed; None for what is left to the dense layer."""
@@ -171,13 +174,13 @@ class SemiStructured(nn.Module):
 
     def _is_packed(self, x: Tensor) -> bool:
         """Whether the weight is 2:4, and this a case for the operator."""
+        eager = not torch.compiler.is_compiling()
+        if eager and (recorded(x) or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
+            return False
         if distributed.is_sharded(self.weight) or not self._takes(x):
             return False
-        if not torch.compiler.is_compiling():
-            if recorded(x) or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-                return False
-            if not self._owned and self._seen != _state(self.weight):
-                self.refresh()
+        if eager and not self._owned and (self._seen != _state(self.weight) or self.weight.is_inference()):
+            self.refresh()
         return self._rows
 
     def _takes_size(self) -> bool:
@@ -191,9 +194,13 @@ class SemiStructured(nn.Module):
         """(samples, inputs)."""
         raise NotImplementedError
 
-    def _restored(self, y: Tensor, x: Tensor) -> Tensor:
-        """(samples, outputs) in the form that belongs to the input x."""
+    def _result(self, x: Tensor) -> tuple[int, ...]:
+        """Shape of what comes of an input, outputs last."""
         raise NotImplementedError
+
+    def _restored(self, y: Tensor) -> Tensor:
+        """With the outputs where they belong."""
+        return y
 
     def extra_repr(self) -> str:
         """As the dense layer's, and the pattern."""
@@ -239,8 +246,8 @@ class SemiStructuredLinear(SemiStructured, nn.Linear):
     def _samples(self, x: Tensor) -> Tensor:
         return x.reshape(-1, self.in_features)
 
-    def _restored(self, y: Tensor, x: Tensor) -> Tensor:
-        return y.view(*x.shape[:-1], self.out_features)
+    def _result(self, x: Tensor) -> tuple[int, ...]:
+        return (*x.shape[:-1], self.out_features)
 
 
 class SemiStructuredConv2d(SemiStructured, nn.Conv2d):
@@ -266,10 +273,12 @@ class SemiStructuredConv2d(SemiStructured, nn.Conv2d):
         down, right = self.stride
         return x[:, :, ::down, ::right].permute(0, 2, 3, 1).reshape(-1, self.in_channels)
 
-    def _restored(self, y: Tensor, x: Tensor) -> Tensor:
+    def _result(self, x: Tensor) -> tuple[int, ...]:
         down, right = self.stride
-        sizes = x.shape[0], -(-x.shape[2] // down), -(-x.shape[3] // right), self.out_channels
-        return y.view(sizes).permute(0, 3, 1, 2)
+        return x.shape[0], -(-x.shape[2] // down), -(-x.shape[3] // right), self.out_channels
+
+    def _restored(self, y: Tensor) -> Tensor:
+        return y.permute(0, 3, 1, 2)
 
 
 def unfit(module: nn.Module) -> str:

@@ -108,21 +108,21 @@ def usable(index: int) -> bool:
 _known: set[int] = set()  # devices of which `usable` was asked
 
 
-def choice(x: Tensor, weight: Tensor, transposed: bool, *, always: bool) -> int | None:
+def choice(samples: int, dtype: torch.dtype, weight: Tensor, transposed: bool, *, always: bool) -> int | None:
     """The algorithm of a product, None if it is to be dense. What is not known is measured, once for each machine."""
     rows, columns = weight.shape[:2]
-    if x.dtype not in DTYPES or not fits(rows, columns) or not x.shape[0] or x.device != weight.device:
+    if dtype not in DTYPES or not fits(rows, columns) or not samples:
         return None
-    capturing, index = torch.cuda.is_current_stream_capturing(), x.device.index
+    capturing, index = torch.cuda.is_current_stream_capturing(), weight.device.index
     if capturing and index not in _known:
         return None
     sizes = (columns, rows) if transposed else (rows, columns)
-    shape = Shape(*sizes, samples=x.shape[0], dtype=x.dtype)
+    shape = Shape(*sizes, samples=samples, dtype=dtype)
     with torch.cuda.device(index), torch.no_grad(), torch.autocast("cuda", enabled=False):
         _known.add(index)
         if not usable(index):
             return None
-        return _table(index).choice(shape, held(weight), (x.dtype, transposed), capturing=capturing, always=always)
+        return _table(index).choice(shape, held(weight), (dtype, transposed), capturing=capturing, always=always)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, algorithm: int) -> Tensor:

@@ -29,12 +29,12 @@ Raises ConfigError where the weight is not 2:4; on a CUDA device the result is N
 """
 
 
-def pays(x: Tensor, weight: Tensor, *, transposed: bool = False) -> bool:
-    """Whether a product with a weight on a CUDA device is expected to be faster packed, packing included.
+def pays(samples: int, dtype: torch.dtype, weight: Tensor) -> bool:
+    """Whether x W^T with a weight on a CUDA device is expected to be faster packed, packing included.
 
-    x: (samples, columns), of which only size, type and device count.
+    samples, dtype: of x.
     """
-    return cusparselt.choice(x, weight.detach(), transposed, always=False) is not None
+    return cusparselt.choice(samples, dtype, weight.detach(), False, always=False) is not None
 
 
 def _dense(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
@@ -60,7 +60,8 @@ def _emulated(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, 
 @torch.library.impl(_library, "semi_structured", "CUDA")
 def _real(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, both: bool, always: bool) -> Tensor:
     weight = weight.detach()
-    algorithm = cusparselt.choice(x, weight, transposed, always=always) if both or not transposed else None
+    fits = both or not transposed
+    algorithm = cusparselt.choice(len(x), x.dtype, weight, transposed, always=always) if fits else None
     if algorithm is None:
         return _dense(x, weight, bias, transposed)
     return cusparselt.product(x, weight, bias, transposed, algorithm)
@@ -84,7 +85,7 @@ def _derivative(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
     dweight = None
     if to_weight:
         dweight = x.t() @ slope if ctx.transposed else slope.t() @ x
-        dweight = dweight.view(weight.shape).to(weight.dtype)
+        dweight = dweight.reshape(weight.shape).to(weight.dtype)
     return dx, dweight, slope.sum(0) if to_bias and ctx.biased else None, None, None, None
 
 

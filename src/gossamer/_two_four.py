@@ -54,5 +54,5 @@ def present(model: nn.Module, targets: Targets) -> dict[str, Support]:
 
 def _is_valid(weight: Tensor) -> bool:
     """Along inputs, at each kernel position."""
-    matrix = weight.detach().flatten(2).movedim(1, -1).flatten(0, -2)
+    matrix = weight.detach().reshape(*weight.shape[:2], -1).movedim(1, -1).flatten(0, -2)
     return semi_structured.is_valid(matrix)

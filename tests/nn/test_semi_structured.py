@@ -135,7 +135,7 @@ def test_where_packing_cannot_be_it_is_dense(packed: list[tuple[int, ...]]) -> N
     expected = layer.dense_module()(x)
     torch.testing.assert_close(torch.func.vmap(layer)(x), expected)
     torch.testing.assert_close(torch.func.jvp(layer, (x,), (x,))[1], x @ layer.weight.t())
-    torch.testing.assert_close(torch.jit.trace(layer, x)(x), expected)
+    torch.testing.assert_close(torch.jit.trace(layer, x, check_trace=False)(x), expected)
     small = make_two_four(SemiStructuredLinear(8, 12))
     small.execution = "packed"
     small(torch.zeros(2, 8))

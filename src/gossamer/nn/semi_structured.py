@@ -116,8 +116,8 @@ class SemiStructured(nn.Module):
     def declare(self, mask: Tensor | None) -> None:
         """What a controller says: it keeps the weight zero off this mask, or (None) does so no longer.
 
-        mask: bool, of the shape of the whole weight. Waits for the device, so controllers say it when they start and not
-        when they rewire: a structure makes supports of one kind.
+        mask: bool, of the shape of the whole weight. Waits for the device, so controllers say it when they start and
+        not when they rewire: a structure makes supports of one kind.
         """
         self._owned, self._seen = mask is not None, None
         self._rows = self._columns = False

@@ -14,8 +14,7 @@ import gossamer
 from gossamer import Method
 from gossamer.errors import ConfigError
 from gossamer.testing import StructureLaws
-from gossamer.topology import Select, Static, scores, select_top
-from gossamer.topology.complementary import Complementary
+from gossamer.topology import Complementary, Select, Static, scores, select_top
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 6), st.integers(1, 3))
 

@@ -15,7 +15,6 @@ from .allocations import (
     uniform,
 )
 from .clock import Clock
-from .complementary import Complementary
 from .counting import spread
 from .drop_grow import DropGrow, PruneThen
 from .entries import Entries
@@ -25,7 +24,7 @@ from .rules import Rule, Select, Static
 from .schedules import Constant, Cosine, Cubic, Linear, Piecewise, Schedule, as_schedule
 from .scores import Score, score
 from .selection import select_top
-from .structures import NM, FanIn, Structure, Unstructured
+from .structures import NM, Block, Channels, Complementary, FanIn, Structure, Unstructured
 from .support import Support
 from .thresholds import Adaptive, Below, Memory, Threshold
 
@@ -34,6 +33,8 @@ __all__ = [
     "Adaptive",
     "Allocation",
     "Below",
+    "Block",
+    "Channels",
     "Clock",
     "Complementary",
     "Constant",

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
-from .selection import check_no_nan, comparable
+from ...errors import ConfigError
+from ..selection import check_no_nan, comparable
 
 
 @dataclass(frozen=True)

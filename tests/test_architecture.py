@@ -21,7 +21,7 @@ LAYERS = [
     ["choices", "method"],
     ["reparametrise", "tickets"],
     ["methods"],
-    ["_timing", "kernels"],
+    ["_gpu_timing", "_timing", "kernels"],
     ["offsets"],
     ["nn"],
     ["candidates", "captures", "exchange", "hooks", "masking", "optimizer_state", "sparse_methods"],
@@ -45,7 +45,7 @@ LAYERS = [
         "testing",
     ],
     ["experiments"],
-    ["_bench", "_terminal"],
+    ["_bench", "_bench_gpu", "_terminal"],
     ["_bench_command", "_catalogue", "_costs_command"],
     ["cli"],
 ]

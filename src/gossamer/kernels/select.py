@@ -27,8 +27,8 @@ def split(
     the largest, for finding one would make the host wait.
 
     None: nothing was decided, and the views hold anything. So it is where other tensors are not contiguous float32 on
-    the CPU, without the native library, for values that are not finite, where very many magnitudes are equal, where one of
-    several weights would be left without any and, rarely, when a sample of the weights misleads.
+    the CPU, without the native library, for values that are not finite, where very many magnitudes are equal, where one
+    of several weights would be left without any and, rarely, when a sample of the weights misleads.
     """
     if len(weights) == 1 and on_gpu(*weights):
         return _split_on_gpu(weights[0], active[0], views[0], count)

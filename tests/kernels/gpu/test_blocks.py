@@ -1,4 +1,4 @@
-"""Block-sparse products in Triton equal the dense ones, with blocks that reach beyond the matrix and rows without any."""
+"""Block-sparse products in Triton equal the dense ones, with blocks beyond the edges and rows without any."""
 
 from __future__ import annotations
 

@@ -77,7 +77,9 @@ def _check(weight: Tensor, active: Tensor | None, count: int = 0) -> None:
             f"selection by magnitude needs a contiguous weight of at most 32 bits, got {weight.dtype} of shape "
             f"{tuple(weight.shape)} and strides {weight.stride()}; use weight.float().contiguous()"
         )
-    if active is not None and (active.shape != weight.shape or active.dtype != torch.bool or not active.is_contiguous()):
+    if active is not None and (
+        active.shape != weight.shape or active.dtype != torch.bool or not active.is_contiguous()
+    ):
         raise ConfigError(
             f"the active mask is {active.dtype} of shape {tuple(active.shape)}, the weight has {tuple(weight.shape)}; "
             "pass a contiguous bool mask of its shape"

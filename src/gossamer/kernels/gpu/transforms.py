@@ -2,12 +2,12 @@
 
 The DCT-II of N = A B entries is a Fourier transform of reordered entries (Makhoul 1980), and that one is a product with
 an A x A matrix, a rotation of every number, and a product with a B x B one. The last rotation, by pi k / (2 N), splits
-into a part for each, and only real parts are wanted: four real products, 4 (A + B) operations for an entry. Walsh-
-Hadamard takes two products of real matrices.
+into a part for each, and only real parts are wanted: four real products, 4 (A + B) operations for an entry.
+Walsh-Hadamard takes two products of real matrices.
 
-Lengths are the powers of two from 256 to 16384, in float32 to 4096 (`supported`); for others `..transforms.reference`
-serves. float32 is multiplied as float32; float16 and bfloat16 are multiplied as such, with sums in float32 and what lies
-between the two products rounded once.
+Lengths are the powers of two from 256 to 16384, in float32 to 4096 (`supported`); `..transforms.reference` serves for
+others. float32 is multiplied as float32; float16 and bfloat16 are multiplied as such, with sums in float32 and what
+lies between the two products rounded once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The exact transposable 2:4 mask of a weight and the pruned weight, in one pass.
 
-The pattern of every 4 x 4 tile is that of `topology.structures.transposable` over the magnitudes in float32, bit for bit
-on every device: the same additions in the same order, the same ties. Weights must be finite, magnitudes below 4e37.
+The pattern of every 4 x 4 tile is that of `topology.structures.transposable` over the magnitudes in float32, bit for
+bit on every device: the same additions in the same order, the same ties. Weights must be finite, magnitudes below 4e37.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def _check(weight: Tensor, active: Tensor | None) -> None:
             "transposable 2:4 needs a contiguous matrix of at most 32 bits whose sides divide by 4, got "
             f"{weight.dtype} of shape {tuple(weight.shape)}; leave such weights out with targets"
         )
-    if active is not None and (active.shape != weight.shape or active.dtype != torch.bool or not active.is_contiguous()):
+    if active is not None and (
+        active.shape != weight.shape or active.dtype != torch.bool or not active.is_contiguous()
+    ):
         raise ConfigError(
             f"the active mask is {active.dtype} of shape {tuple(active.shape)}, the weight has {tuple(weight.shape)}; "
             "pass a contiguous bool mask of its shape"

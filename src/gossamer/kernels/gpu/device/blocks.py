@@ -53,7 +53,9 @@ def sampled(
         token = (start + tl.arange(0, TOKENS)).to(tl.int64)
         here = (token < batch)[:, None]
         slope = tl.load(dy + token[:, None] * rows + row[None, :], mask=here & (row < rows)[None, :], other=0.0)
-        part = tl.load(x + token[:, None] * columns + column[None, :], mask=here & (column < columns)[None, :], other=0.0)
+        part = tl.load(
+            x + token[:, None] * columns + column[None, :], mask=here & (column < columns)[None, :], other=0.0
+        )
         total = tl.dot(tl.trans(slope), part, total, input_precision=PRECISION)
     at = (split.to(tl.int64) * tl.num_programs(0) + number) * SIDE * SIDE
     tl.store(out + at + along[:, None] * SIDE + along[None, :], total.to(out.dtype.element_ty))

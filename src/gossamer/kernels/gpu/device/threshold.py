@@ -152,14 +152,12 @@ def narrow(
 @triton.jit
 def finish(state, digits, counts, key, width: tl.constexpr, PASSES: tl.constexpr):
     """The key of the last chosen entry; one program."""
-    prefix, rest, left, done = settled(state, digits, counts, PASSES, width)
+    prefix, rest, _left, _done = settled(state, digits, counts, PASSES, width)
     tl.store(key, (tl.load(state + 2) << (width + 1)) + (prefix << rest))
 
 
 @triton.jit
-def keep(
-    weight, active, key, out, mask, size, width: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr
-):
+def keep(weight, active, key, out, mask, size, width: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr):
     """Copy what is chosen, cast; +0 elsewhere. And the mask, if one is asked for."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     held = index < size

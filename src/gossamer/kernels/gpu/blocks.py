@@ -1,8 +1,9 @@
 """Block-sparse products on the GPU: W x, W^T dy, and dy^T x where W has blocks.
 
 The format is that of the layer: values (blocks, side, side), row-major blocks; index int32 (blocks,), their numbers
-in the matrix of all blocks counted row by row, ascending; blocks may reach beyond the lower and right edge, where values
-are 0. Sides are 16, 32, 64 or 128 (`supported`). Sums are float32; float32 operands are multiplied as such, not as TF32.
+in the matrix of all blocks counted row by row, ascending. Blocks may reach beyond the lower and right edge, where
+values are 0. Sides are 16, 32, 64 or 128 (`supported`). Sums are float32; float32 operands are multiplied as such, not
+as TF32.
 """
 
 from __future__ import annotations

@@ -120,6 +120,10 @@ class Report:
         """Rows (what, value, bound): values that should be at most their bound."""
         self._judge(rows, unit, "at most", lambda value, bound: value <= bound)
 
+    def floors(self, rows: Sequence[tuple[str, float, float | None]], unit: str) -> None:
+        """Rows (what, value, bound): values that should be at least their bound."""
+        self._judge(rows, unit, "at least", lambda value, bound: value >= bound)
+
     def table(self, columns: Sequence[str], rows: Sequence[tuple[str, *tuple[float, ...]]]) -> None:
         """Rows (what, a value per further column)."""
         _print_table(columns, [(what, *(f"{value:.2f}" for value in values)) for what, *values in rows])

@@ -63,8 +63,8 @@ def _split(
     weights: Sequence[Tensor], active: Sequence[Tensor], views: Sequence[Tensor], count: int
 ) -> tuple[list[Tensor], bool] | None:
     """See `split`; and whether active entries of equal magnitudes were told apart by their positions."""
-    native = library.native() if _built() else None
-    if native is None or not all(map(_plain, (*weights, *views))) or not all(mask.is_contiguous() for mask in active):
+    native = library.native() if built() else None
+    if native is None or not all(map(plain, (*weights, *views))) or not all(mask.is_contiguous() for mask in active):
         return None
     masks = [torch.empty(weight.shape, dtype=torch.bool) for weight in weights]
     sizes = (ctypes.c_int64 * len(weights))(*[weight.numel() for weight in weights])
@@ -74,12 +74,13 @@ def _split(
 
 
 @functools.cache
-def _built() -> bool:
+def built() -> bool:
     """Without the library nobody is told that it is missing: this is only a faster way."""
     return library.path() is not None
 
 
-def _plain(tensor: Tensor) -> bool:
+def plain(tensor: Tensor) -> bool:
+    """Whether the native code can take the tensor as it lies."""
     return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 

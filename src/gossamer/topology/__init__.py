@@ -24,7 +24,7 @@ from .rules import Rule, Select, Static
 from .schedules import Constant, Cosine, Cubic, Linear, Piecewise, Schedule, as_schedule
 from .scores import Score, score
 from .selection import select_top
-from .structures import NM, Block, Channels, Complementary, FanIn, Structure, Unstructured
+from .structures import NM, Block, Channels, Complementary, FanIn, Structure, Units, Unstructured, transposable_gap
 from .support import Support
 from .thresholds import Adaptive, Below, Memory, Threshold
 
@@ -60,6 +60,7 @@ __all__ = [
     "Structure",
     "Support",
     "Threshold",
+    "Units",
     "Unstructured",
     "as_schedule",
     "check_density",
@@ -78,5 +79,6 @@ __all__ = [
     "select_top",
     "spread",
     "survivors",
+    "transposable_gap",
     "uniform",
 ]

@@ -113,3 +113,11 @@ GOSSAMER_EXPORT void gossamer_hadamard(const float* x, const float* signs, float
                                        const gossamer::Transform* transform, int threads) {
   chosen->hadamard(x, signs, y, transform, threads);
 }
+
+// The best of every four entries, or every 4 x 4 tile: see `Patterns`. Returns 0 if a score is not finite.
+GOSSAMER_EXPORT int gossamer_patterns(const float* scores, const uint8_t* active, uint8_t* mask, float* view,
+                                      int64_t rows, int64_t inputs, int64_t positions, int along, int n,
+                                      int magnitudes, int threads) {
+  const gossamer::Patterns given{rows, inputs, positions, along, n, magnitudes};
+  return chosen->patterns(scores, active, mask, view, &given, threads);
+}

@@ -30,6 +30,12 @@ struct Transform {
   std::int64_t outer, inner, rows, columns, length, transposed, convolution;
 };
 
+// The n best of every four of a weight [rows][inputs][positions]: along = 0 inputs, 1 rows, 2 both (then n is 2).
+struct Patterns {
+  std::int64_t rows, inputs, positions;
+  std::int32_t along, n, magnitudes;  // magnitudes: whether scores are compared without their sign
+};
+
 struct Kernels {
   // [batch][features] -> [tiles][features][16], missing lanes zero; and back.
   void (*pack)(const float* x, float* packed, std::int64_t batch, std::int64_t features, int threads);
@@ -61,6 +67,9 @@ struct Kernels {
   void (*cosine)(const float* x, const float* signs, float* y, const Transform* transform, const std::int64_t* factors,
                  const float* tables, int threads);
   void (*hadamard)(const float* x, const float* signs, float* y, const Transform* transform, int threads);
+  // active, view: may be null. view: the scores that are chosen, 0 elsewhere. See patterns.h.
+  int (*patterns)(const float* scores, const std::uint8_t* active, std::uint8_t* mask, float* view,
+                  const Patterns* given, int threads);
 };
 
 }  // namespace gossamer

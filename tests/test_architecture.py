@@ -14,7 +14,7 @@ ROOT = Path(gossamer.__file__).parent
 # From the bottom up; a module may import its own layer and those above it in this list.
 LAYERS = [
     ["errors"],
-    ["_gpu_timing", "_timing", "kernels"],
+    ["_gpu_timing", "_timing", "_user_cache", "kernels"],
     ["topology"],
     ["distributed", "seeding", "sparse_layer", "targets"],
     ["foresight"],
@@ -39,6 +39,7 @@ LAYERS = [
         "_fitting",
         "_packing",
         "_sparse_state",
+        "_two_four",
         "checkpoint",
         "conversion",
         "lottery",

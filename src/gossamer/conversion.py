@@ -6,12 +6,12 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from . import distributed
+from . import _two_four, distributed
 from .analysis.sanity import Targets, first_supports
 from .errors import AttachError, ConfigError, TargetError, check_choice, check_seed
 from .foresight import Saliency
@@ -38,7 +38,8 @@ from .targets import Candidate, check_initialised, choose, is_offset_layer
 from .tickets import Tickets
 from .topology import Constant, Support, as_schedule
 
-_LAYOUTS = ("sparse", "hybrid", "auto", "masked", "dense")
+Layout = Literal["sparse", "hybrid", "semi_structured", "auto", "masked", "dense"]
+_LAYOUTS = get_args(Layout)
 
 
 def convert(
@@ -49,7 +50,7 @@ def convert(
     alpha: float = 1.0,
     train_alpha: bool = True,
     targets: Targets = None,
-    layout: Literal["sparse", "hybrid", "auto", "masked", "dense"] = "sparse",
+    layout: Layout = "sparse",
     seed: int = 0,
     total_steps: int | None = None,
     batch: Any = None,
@@ -66,7 +67,7 @@ def convert(
     Args:
         what: a method, whose first supports are those that `sparsify` finds for the same model and seed; or weight name
             -> Support or bool mask. None to go back; with an offset, to let each layer hold S as it holds its weight,
-            a dense one for `sparsify` to mask.
+            a dense one for `sparsify` to mask; with "semi_structured", for weights that are 2:4 already.
         offset, alpha, train_alpha: as of `nn.OffsetLinear`; without an offset nothing is added.
         targets: of a method or an offset, as for `sparsify`.
         layout: "sparse": values and indices only. "hybrid": dense weights, sparse products, for methods whose inactive
@@ -109,7 +110,10 @@ def _converted(
     if layout == "auto" and batch is None:
         raise ConfigError('layout="auto" measures layers on inputs of the right size; pass batch=, one batch of inputs')
     kind = _kind(what, layout)
-    supports = start_supports(model, what, targets, seed, total_steps)
+    existing = what is None and layout == "semi_structured"
+    supports = (
+        _two_four.present(model, targets) if existing else start_supports(model, what, targets, seed, total_steps)
+    )
     rows = {row.name: row for row in choose(model, list(supports))}
     choices = [_choice(model, rows[name], support, kind) for name, support in supports.items()]
     if layout == "auto":
@@ -128,6 +132,8 @@ def _with_offsets(
     """Add offsets, then swap the layers of S; if that raises, the model is as it was."""
     if offset_layers(model):
         raise ConfigError('the model holds offset layers already; call convert(model, layout="dense") first')
+    if layout == "semi_structured":
+        raise ConfigError('layout="semi_structured" takes no offset: its layers compute with a plain weight')
     if what is None and layout != "sparse":
         raise ConfigError(
             f'layout="{layout}" is for S of a method or of given supports, and there are none; leave it out'
@@ -250,6 +256,9 @@ def _given(model: nn.Module, what: Mapping[str, Support | Tensor]) -> dict[str, 
 
 
 def _kind(what: object, layout: str) -> str:
+    if layout == "semi_structured":
+        _two_four.check(what)
+        return layout
     found = refusal_of_method(what) if isinstance(what, Method) else None
     if layout == "auto":
         return "hybrid" if found else "sparse"
@@ -292,7 +301,7 @@ def _measured(
         if choice.name not in shapes:
             return replace(choice, layout="dense", why="the batch did not run through it")
         count = last.get(choice.name, choice.count)
-        verdict = judge(shapes[choice.name], count, choice.layout, every=every)
+        verdict = judge(shapes[choice.name], count, choice.layout, every=every)  # type: ignore[arg-type]
         when = f"at its last density {count / math.prod(choice.shape):.3g}: " if last else ""
         return replace(choice, layout=choice.layout if verdict.sparse else "dense", why=when + verdict.why)
 

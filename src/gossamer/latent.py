@@ -60,6 +60,7 @@ class Latent:
             if self._shown is not mask:
                 keep_on(mask, self.values, out=view)
             parameter.data = view
+            torch.autograd.graph.increment_version(parameter)  # the view was written to behind its back
         self._view = self._shown = None
         self.handed_over = False
         self._version = parameter._version

@@ -16,6 +16,7 @@ import gossamer
 from gossamer import methods
 from gossamer.errors import GossamerError
 
+from .semi_structured import ddp_equals_masked, fsdp2_equals_masked
 from .worker import BATCH, STEPS, data, net
 
 
@@ -77,6 +78,7 @@ def main() -> None:
     # Ranks that start from other weights and other supports: rank 0 has seed 0.
     checks |= {f"before:{n}": lambda n=n: equal(n, seed=dist.get_rank(), wrap_first=False) for n in recipes()}
     checks["refused"] = refused
+    checks |= {"semi:ddp": ddp_equals_masked, "semi:fsdp2": fsdp2_equals_masked}
     found: dict[str, Any] = {}
     for name, check in checks.items():
         try:

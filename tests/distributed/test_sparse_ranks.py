@@ -46,3 +46,14 @@ def test_two_ranks_equal_one_on_the_joined_batch(found: dict[str, Any], wrapped:
 def test_counts_that_change_are_refused(found: dict[str, Any]) -> None:
     for rank in ranks(found, "refused"):
         assert "which DistributedDataParallel does not allow" in rank["message"]
+
+
+@pytest.mark.parametrize("wrapped", ["ddp", "fsdp2"])
+def test_semi_structured_layers_equal_masked_ones(found: dict[str, Any], wrapped: str) -> None:
+    for rank in ranks(found, f"semi:{wrapped}"):
+        assert rank["supports_equal"]
+        assert rank["difference"] < 1e-10
+        assert rank["rewirings"] >= 4
+        assert rank["packs"] == 3 * 24, (
+            "each step anew, though FSDP2 gathers the weights at the same address and version"
+        )

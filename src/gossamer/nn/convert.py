@@ -16,13 +16,15 @@ from .hybrid import Hybrid, HybridConv2d, HybridLinear
 from .linear import SparseLinear
 from .offset import OffsetConv2d, OffsetLayer, OffsetLinear
 from .packed import unpack_outputs
+from .semi_structured import SemiStructured, SemiStructuredConv2d, SemiStructuredLinear, unfit
 from .weight import SparseWeight
 
-Layout = Literal["sparse", "hybrid", "dense"]
+Layout = Literal["sparse", "hybrid", "semi_structured", "dense"]
 
 _KINDS: dict[str, dict[type[nn.Module], Any]] = {
     "sparse": {nn.Linear: SparseLinear, nn.Conv1d: SparseConv1d, nn.Conv2d: SparseConv2d},
     "hybrid": {nn.Linear: HybridLinear, nn.Conv2d: HybridConv2d},
+    "semi_structured": {nn.Linear: SemiStructuredLinear, nn.Conv2d: SemiStructuredConv2d},
     "offset": {
         **dict.fromkeys((nn.Linear, SparseLinear, HybridLinear), OffsetLinear),
         **dict.fromkeys((nn.Conv2d, SparseConv2d, HybridConv2d), OffsetConv2d),
@@ -86,14 +88,16 @@ def refusal(model: nn.Module, module: nn.Module, attribute: str, layout: str) ->
         base = next((b.__name__ for b in _KINDS[layout] if isinstance(module, b)), None)
         more = f", a {base} that may compute something else" if base else ""
         return f"there is no {layout} layer for {kind.__name__}{more}"
+    if layout == "semi_structured":
+        return unfit(module)
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"padding_mode={module.padding_mode!r}, the kernels pad with zeros"
     if sum(any(p is weight for p in m._parameters.values()) for m in model.modules()) > 1:
         return "tied: another module computes with the same Parameter"
     if weight.device.type != "cpu":
         return f"on {weight.device}, the kernels are for the CPU"
-    if layout != "offset" and (unfit := unindexable(weight.shape)):
-        return unfit
+    if layout != "offset" and (why := unindexable(weight.shape)):
+        return why
     reader = next((m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer) and _child(m, module)), None)
     return "TransformerEncoderLayer reads its weight in evaluation" if reader and layout != "hybrid" else ""
 
@@ -103,7 +107,7 @@ def _child(parent: nn.Module, module: nn.Module) -> bool:
 
 
 def swap(model: nn.Module, supports: Mapping[nn.Module, Support], layout: str) -> nn.Module:
-    """Put sparse or hybrid layers in the place of modules; return the model, or the layer if the model is one.
+    """Put layers that execute sparsity in the place of modules; return the model, or the layer if the model is one.
 
     Consecutive sparse layers hand activations on packed; a hook on the model unpacks what leaves it.
     """
@@ -141,7 +145,7 @@ def add_offsets(
 
 
 def densify(model: nn.Module, *, keep_offsets: bool = False) -> nn.Module:
-    """Put dense layers, with zeros, in the place of sparse and hybrid ones; return the model, or the layer.
+    """Put dense layers, with zeros, in the place of those that execute sparsity; return the model, or the layer.
 
     Those with an offset become plain ones that hold alpha D + S; keep_offsets: they stay, with a dense S.
     """
@@ -162,9 +166,9 @@ def densify(model: nn.Module, *, keep_offsets: bool = False) -> nn.Module:
     return put(model, made)
 
 
-def swapped(model: nn.Module) -> Iterator[SparseWeight | Hybrid]:
-    """The sparse and hybrid layers of a model."""
-    return (module for module in model.modules() if isinstance(module, SparseWeight | Hybrid))
+def swapped(model: nn.Module) -> Iterator[SparseWeight | Hybrid | SemiStructured]:
+    """The sparse, hybrid and semi-structured layers of a model."""
+    return (module for module in model.modules() if isinstance(module, SparseWeight | Hybrid | SemiStructured))
 
 
 def note(model: nn.Module, choices: Sequence[Choice]) -> None:

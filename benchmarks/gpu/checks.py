@@ -9,9 +9,9 @@ from stage import Stage
 from torch import Tensor
 
 from gossamer.kernels.gpu import blocks, threshold, transforms, transposable
+from gossamer.kernels.patterns import best_patterns
 from gossamer.kernels.transforms import reference
 from gossamer.topology import select_top
-from gossamer.topology.structures.transposable import best_patterns
 
 CLOSE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from gossamer.errors import ConfigError
 from gossamer.kernels.gpu import transposable
 from gossamer.kernels.gpu.transposable import reference_prune, transposable_prune, triton_prune
-from gossamer.topology.structures.transposable import patterns
+from gossamer.kernels.patterns import patterns
 
 from .interpreted import interpreted
 

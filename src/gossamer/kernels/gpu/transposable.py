@@ -1,6 +1,6 @@
 """The exact transposable 2:4 mask of a weight and the pruned weight, in one pass.
 
-The pattern of every 4 x 4 tile is that of `topology.structures.transposable` over the magnitudes in float32, bit for
+The pattern of every 4 x 4 tile is that of `kernels.patterns` over the magnitudes in float32, bit for
 bit on every device: the same additions in the same order, the same ties. Weights must be finite, magnitudes below 4e37.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
-from ...topology.structures.transposable import best_patterns
+from ..patterns import best_patterns
 from .runtime import on_gpu
 
 BLOCK = 128  # tiles of a program, one to a thread
@@ -76,15 +76,20 @@ def reference_prune(
 
 def triton_prune(weight: Tensor, active: Tensor | None, dtype: torch.dtype, with_mask: bool) -> tuple[Tensor, Tensor]:
     """`transposable_prune` by Triton."""
-    from .device import transposable as device
-
     pruned = torch.empty_like(weight, dtype=dtype)
     mask = torch.empty(weight.shape if with_mask else (0,), dtype=torch.bool, device=weight.device)
+    prune_into(weight, active, pruned, mask)
+    return pruned, mask
+
+
+def prune_into(weight: Tensor, active: Tensor | None, pruned: Tensor, mask: Tensor) -> None:
+    """The same into given tensors; an empty ``mask`` is left out."""
+    from .device import transposable as device
+
     tiles = weight.numel() // 16
     flags = None if active is None else active.view(torch.int8)
     given = weight, flags, pruned, mask.view(torch.int8), tiles, weight.shape[1]
-    device.prune[(-(-tiles // BLOCK),)](*given, MASKED=with_mask, BLOCK=BLOCK)
-    return pruned, mask
+    device.prune[(-(-tiles // BLOCK),)](*given, MASKED=mask.numel() > 0, BLOCK=BLOCK)
 
 
 def _prune(weight: Tensor, active: Tensor | None, dtype: torch.dtype, with_mask: bool) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,11 @@
-"""The best transposable 2:4 pattern of every tile: the arithmetic of `topology.structures.transposable`, to the bit."""
+"""The best transposable 2:4 pattern of every tile: the arithmetic of `kernels.patterns`, to the bit."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from ....topology.structures import transposable as definition
+from ... import patterns as definition
 
 _MOST = max(map(len, definition.MEMBERS))
 MEMBERS: tl.constexpr = tl.constexpr(

@@ -4,8 +4,8 @@
     python benchmarks/gpu/run.py --only G4,G10
     python benchmarks/gpu/run.py --dry           on any machine: tiny shapes, each thing once, nothing timed
 
-Nothing is timed if a check fails. With TRITON_INTERPRET=1 a dry run takes the Triton kernels through the interpreter,
-where Triton is installed; else it takes their references.
+A target is not measured if a check that it rests on fails. With TRITON_INTERPRET=1 a dry run takes the Triton kernels
+through the interpreter, where Triton is installed; else it takes their references.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import checks
+from rows import Row
 from stage import Stage, versions
-from targets import TARGETS, Row
+from targets import TARGETS
 
 from gossamer._gpu_timing import STATISTIC
 
@@ -37,33 +38,40 @@ operations before anything was run.
 """
 
 
-def checked(stage: Stage) -> list[dict[str, str]]:
-    """The outcome of all checks; the kernels that are wrong are named."""
-    told = []
-    for check in checks.CHECKS:
+def checked(stage: Stage) -> tuple[list[dict[str, str]], set[str]]:
+    """The outcome of all checks, and the targets that rest on a wrong one."""
+    told, barred = [], set()
+    for check, targets in checks.CHECKS.items():
         try:
             outcome, fine = check(stage), "right"
-        except (checks.WrongError, RuntimeError) as error:
-            outcome, fine = " ".join(str(error).split())[:300], "WRONG"
+        except Exception as error:  # whatever a compiler or driver says: the others are still to be checked
+            outcome, fine = _said(error), "WRONG"
+            barred |= targets
         print(f"{fine}: {check.__name__}: {outcome}", flush=True)
         told.append({"check": check.__name__, "outcome": fine, "what": outcome})
-    return told
+    return told, barred
 
 
-def measured(stage: Stage, only: set[str], minutes: float) -> list[Row]:
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def measured(stage: Stage, only: set[str], barred: set[str], minutes: float) -> list[Row]:
     """The rows of all targets asked for, as far as the time goes."""
     rows, started = [], time.monotonic()
     for names, measure in TARGETS.items():
         wanted = set(names.split(","))
         if only and not only & wanted:
             continue
-        if time.monotonic() - started > 60 * minutes:
-            rows.append(Row(names, "", "", "not measured", None, f"the {minutes:g} minutes were over"))
-            continue
+        over = time.monotonic() - started > 60 * minutes
         try:
-            found = [row for row in measure(stage) if not only or row.target in only]
-        except RuntimeError as error:
-            found = [Row(names, "", "", "failed", False, " ".join(str(error).split())[:200])]
+            if over or barred & wanted:
+                why = f"the {minutes:g} minutes were over" if over else "a check failed"
+                found = [Row(names, "", "", "not measured", None if over else False, why)]
+            else:
+                found = [row for row in measure(stage) if not only or row.target in only]
+        except Exception as error:  # as above: one target must not end the run
+            found = [Row(names, "", "", "failed", False, _said(error))]
         for row in found:
             print("  ".join(_cells(row)), flush=True)
         rows += found
@@ -101,17 +109,14 @@ def main() -> int:
     stage = Stage(chosen.dry)
     told: dict[str, object] = dict(versions())
     print(", ".join(f"{name} {value}" for name, value in told.items()), flush=True)
-    outcomes = checked(stage)
-    wrong = any(each["outcome"] != "right" for each in outcomes)
-    rows = [] if wrong else measured(stage, only, chosen.minutes)
+    outcomes, barred = checked(stage)
+    rows = measured(stage, only, barred, chosen.minutes)
     if chosen.json is not None:
         figures = {"versions": told, "dry": chosen.dry, "checks": outcomes, "rows": [asdict(row) for row in rows]}
         chosen.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     if not chosen.dry:
         chosen.page.write_text(page(told, rows, outcomes), encoding="utf-8")
-    if wrong:
-        print("nothing was timed: a check failed", file=sys.stderr)
-    return int(wrong)
+    return int(bool(barred))
 
 
 if __name__ == "__main__":

@@ -2,46 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from rows import Row, at_least, at_most, beside, ratio
 from stage import Stage
 from torch import Tensor
+from transform_targets import fast_transforms, offset_layer
 
-from gossamer.kernels.gpu import blocks, threshold, transforms, transposable
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table. reached: None where nothing was measured or the target is not a number."""
-
-    target: str
-    what: str
-    wanted: str
-    figure: str
-    reached: bool | None
-    note: str = ""
-
-
-def _at_least(target: str, what: str, wanted: float, figure: float | None, note: str = "") -> Row:
-    told = "dry run" if figure is None else f"{figure:.2f}x"
-    return Row(target, what, f">= {wanted:g}x", told, None if figure is None else figure >= wanted, note)
-
-
-def _at_most(target: str, what: str, wanted: float, figure: float | None, unit: str, note: str = "") -> Row:
-    told = "dry run" if figure is None else f"{figure:.1f} {unit}"
-    return Row(target, what, f"<= {wanted:g} {unit}", told, None if figure is None else figure <= wanted, note)
-
-
-def _ratio(told: dict[str, float], over: str, under: str) -> float | None:
-    return told[over] / told[under] if told else None
-
-
-def _beside(told: dict[str, float]) -> str:
-    return ", ".join(f"{name} {1e3 * value:.1f} us" for name, value in told.items())
-
+from gossamer.kernels.gpu import blocks, threshold, transposable
 
 # -- 2:4 --
 
@@ -53,9 +24,11 @@ def _layers(stage: Stage, rows: int, columns: int, execution: str) -> tuple[torc
     if not hasattr(nn, "SemiStructuredLinear"):
         return None
     dense = torch.nn.Linear(columns, rows, bias=False, device=stage.device, dtype=torch.bfloat16)
+    pruned, mask = transposable.transposable_prune(dense.weight.detach())
     with torch.no_grad():
-        dense.weight.copy_(transposable.transposable_prune(dense.weight.detach(), with_mask=False)[0])
+        dense.weight.copy_(pruned)
     layer = nn.SemiStructuredLinear.from_dense(dense)
+    layer.declare(mask)  # as a controller does: from then on nothing waits for the device
     layer.execution = "packed" if execution == "packed" and not stage.dry else "auto"
     return layer, dense
 
@@ -89,7 +62,7 @@ def _product_row(stage: Stage, target: str, n: int, tokens: int, execution: str,
     for layer in both:
         run(layer)(0)  # tunes, outside any graph
     told = stage.milliseconds({"2:4": run(both[0]), "dense": run(both[1])}, sets)
-    return _at_least(target, what, wanted, _ratio(told, "dense", "2:4"), _beside(told))
+    return at_least(target, what, wanted, ratio(told, "dense", "2:4"), beside(told))
 
 
 def pruning(stage: Stage) -> Iterator[Row]:
@@ -112,7 +85,7 @@ def pruning(stage: Stage) -> Iterator[Row]:
 
     told = stage.milliseconds({"prune": prune, "prune and pack": pack, "dense product": dense}, sets)
     figure = 1e3 * told["prune and pack"] if told else None
-    yield _at_most("G4", f"{n}x{n}: prune, pack W and W^T", 40, figure, "us", _beside(told))
+    yield at_most("G4", f"{n}x{n}: prune, pack W and W^T", 40, figure, "us", beside(told))
     yield Row(
         "G5", "all tiles, CPU and GPU to the bit", "100 %", "see the checks", None, "checked before anything is timed"
     )
@@ -141,8 +114,8 @@ def two_four_step(stage: Stage) -> Iterator[Row]:
     for run in sides.values():
         run(0)
     told = stage.milliseconds(sides, 1)
-    yield _at_least(
-        "G6", f"{n}x{n}, {tokens} tokens, prune and dense dW", 1.2, _ratio(told, "dense", "2:4"), _beside(told)
+    yield at_least(
+        "G6", f"{n}x{n}, {tokens} tokens, prune and dense dW", 1.2, ratio(told, "dense", "2:4"), beside(told)
     )
 
 
@@ -178,7 +151,7 @@ def _masked_row(stage: Stage, tokens: int, wanted: float) -> Row:
 
     told = stage.milliseconds({"masked": step(True), "dense": step(False)}, 1)
     figure = 100 * (told["masked"] / told["dense"] - 1) if told else None
-    return _at_most("G9", f"{n}x{n}, {tokens} tokens, r = 1", wanted, figure, "%", _beside(told))
+    return at_most("G9", f"{n}x{n}, {tokens} tokens, r = 1", wanted, figure, "%", beside(told))
 
 
 def thresholds(stage: Stage) -> Iterator[Row]:
@@ -195,7 +168,7 @@ def thresholds(stage: Stage) -> Iterator[Row]:
     }
     told = stage.milliseconds(sides, sets)
     figure = 1e3 * told["key"] if told else None
-    yield _at_most("G10", f"{n * n:,} weights, exact, half of them", 40, figure, "us", _beside(told))
+    yield at_most("G10", f"{n * n:,} weights, exact, half of them", 40, figure, "us", beside(told))
 
 
 # -- blocks --
@@ -206,6 +179,21 @@ def block_forward(stage: Stage) -> Iterator[Row]:
     wanted = {(128, 0.5): 1.5, (128, 0.25): 2.8, (128, 0.1): 6.0, (64, 0.25): 2.2, (32, 0.25): 1.3}
     for (side, density), least in wanted.items() if not stage.dry else [((16, 0.25), 1.0)]:
         yield _block_row(stage, side, density, least)
+
+
+def _product(inputs: list[Tensor], values: Tensor, index: Tensor, n: int, config: blocks.Config, number: int) -> Tensor:
+    return blocks.block_matmul(inputs[number], values, index, None, n, config)
+
+
+def _fits(run: Callable[[int], object]) -> bool:
+    """Whether a configuration fits the chip: some ask for more shared memory than there is."""
+    from triton.runtime.errors import OutOfResources
+
+    try:
+        run(0)
+    except OutOfResources:
+        return False
+    return True
 
 
 def _blocks(stage: Stage, n: int, side: int, density: float) -> tuple[Tensor, Tensor]:
@@ -229,12 +217,14 @@ def _block_row(stage: Stage, side: int, density: float, wanted: float) -> Row:
         return Row("G11" if side == 128 else "G12", f"block {side}", f">= {wanted}x", "not run", None, "no Triton")
     sides: dict[str, Callable[[int], object]] = {"dense": lambda i: F.linear(inputs[i], weight)}
     for config in blocks.CONFIGS[: 1 if stage.dry else None]:
-        sides[str(tuple(config))] = lambda i, c=config: blocks.block_matmul(inputs[i], values, index, None, n, c)
+        run = functools.partial(_product, inputs, values, index, n, config)
+        if _fits(run):
+            sides[str(tuple(config))] = run
     told = stage.milliseconds(sides, len(inputs))
     best = min((name for name in told if name != "dense"), key=told.__getitem__, default="")
     what = f"{n}x{n}, {tokens} tokens, block {side}, density {density:g}"
-    note = f"tokens, warps, stages {best}; {_beside({name: told[name] for name in ('dense', best)})}" if told else ""
-    return _at_least("G11" if side == 128 else "G12", what, wanted, _ratio(told, "dense", best), note)
+    note = f"tokens, warps, stages {best}; {beside({name: told[name] for name in ('dense', best)})}" if told else ""
+    return at_least("G11" if side == 128 else "G12", what, wanted, ratio(told, "dense", best), note)
 
 
 def block_step(stage: Stage) -> Iterator[Row]:
@@ -255,51 +245,7 @@ def block_step(stage: Stage) -> Iterator[Row]:
 
     told = stage.milliseconds({"blocks": sparse, "dense": dense}, 1)
     what = f"{n}x{n}, {tokens} tokens, block {side}, density 0.25, step"
-    yield _at_least("G13", what, 2.5, _ratio(told, "dense", "blocks"), _beside(told))
-
-
-# -- transforms --
-
-
-def fast_transforms(stage: Stage) -> Iterator[Row]:
-    """G14."""
-    for n, wanted in ((1024, 2), (4096, 6), (16384, 12)) if not stage.dry else ((256, 2),):
-        tokens = stage.size(16384, 3)
-        dtype = torch.float16 if stage.dry else torch.bfloat16
-        inputs = [stage.random(tokens, n, dtype=dtype) for _ in range(stage.sets(2 * tokens * n))]
-        if not stage.kernels(inputs[0]):
-            yield Row("G14", f"transforms of {n}", f">= {wanted}x", "not run", None, "no Triton")
-            continue
-        weight, sizes = stage.random(n, n, dtype=dtype), (n, n, n)
-        told = stage.milliseconds(
-            {
-                "DCT": lambda i, x=inputs, s=sizes: transforms.transform("cosine", x[i], None, s, -1, False),
-                "Hadamard": lambda i, x=inputs, s=sizes: transforms.transform("hadamard", x[i], None, s, -1, False),
-                "dense": lambda i, x=inputs, w=weight: F.linear(x[i], w),
-            },
-            len(inputs),
-        )
-        for name in ("DCT", "Hadamard"):
-            what = f"{name}, N = {n}, {tokens} tokens"
-            yield _at_least("G14", what, wanted, _ratio(told, "dense", name), _beside(told))
-
-
-def offset_layer(stage: Stage) -> Iterator[Row]:
-    """G15: the fallback, one dense product with alpha D + S, made once in a step."""
-    n, tokens, alpha = stage.size(4096, 32), stage.size(8192, 16), 0.5
-    offset, sparse, weight = (stage.random(n, n) for _ in range(3))
-    x, slope = stage.random(tokens, n), stage.random(tokens, n)
-
-    def step(used: Tensor) -> object:
-        return F.linear(x, used), slope @ used, slope.t() @ x
-
-    sides = {
-        "offset": lambda i: step(torch.add(sparse, offset, alpha=alpha)),
-        "dense": lambda i: step(weight),
-    }
-    told = stage.milliseconds(sides, 1)
-    what = f"DCT + S, N = {n}, {tokens} tokens, whole step"
-    yield _at_least("G15", what, 1.0, _ratio(told, "dense", "offset"), f"the fallback; {_beside(told)}")
+    yield at_least("G13", what, 2.5, ratio(told, "dense", "blocks"), beside(told))
 
 
 def elsewhere(stage: Stage) -> Iterator[Row]:

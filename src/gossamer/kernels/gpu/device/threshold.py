@@ -23,7 +23,7 @@ def keys_of(bits, active, index, size, width: tl.constexpr):
     return (first << width) + (size - 1 - index.to(tl.int64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["low_rank", "high_rank"])
 def bracket(weight, state, size, low_rank, high_rank, SAMPLE: tl.constexpr):
     """Two magnitudes around the wanted one, read off a sample; one program."""
     i = tl.arange(0, SAMPLE)
@@ -42,7 +42,7 @@ def bracket(weight, state, size, low_rank, high_rank, SAMPLE: tl.constexpr):
     tl.store(state + 1, high.to(tl.int64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])  # compiled once, whatever the count
 def gather(weight, state, counters, inside, size, count, AGAIN: tl.constexpr, BLOCK: tl.constexpr):
     """Note the positions of the magnitudes in the bracket, and count those above it.
 

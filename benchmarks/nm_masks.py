@@ -22,9 +22,9 @@ from comparison import Report, agree, measure, options  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from gossamer.kernels import n_m as kernel  # noqa: E402
+from gossamer.kernels.patterns import patterns  # noqa: E402
 from gossamer.topology import NM  # noqa: E402
 from gossamer.topology.structures.n_m import tiles_of, untiled  # noqa: E402
-from gossamer.topology.structures.transposable import patterns  # noqa: E402
 
 SHAPES = ((1024, 1024), (4096, 1024), (4096, 4096), (512, 512, 3, 3))
 FLOOR = 0.5  # G weights a second

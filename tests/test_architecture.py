@@ -14,7 +14,7 @@ ROOT = Path(gossamer.__file__).parent
 # From the bottom up; a module may import its own layer and those above it in this list.
 LAYERS = [
     ["errors"],
-    ["_timing", "_user_cache", "kernels"],
+    ["_gpu_timing", "_timing", "_user_cache", "kernels"],
     ["topology"],
     ["distributed", "seeding", "sparse_layer", "targets"],
     ["foresight"],
@@ -46,7 +46,7 @@ LAYERS = [
         "testing",
     ],
     ["experiments"],
-    ["_bench", "_terminal"],
+    ["_bench", "_bench_gpu", "_terminal"],
     ["_bench_command", "_catalogue", "_costs_command"],
     ["cli"],
 ]

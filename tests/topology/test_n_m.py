@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gossamer.errors import ConfigError, DivergedError
+from gossamer.kernels.patterns import best_patterns, patterns
 from gossamer.testing.oracles.patterns import all_patterns, best_of_90
 from gossamer.topology import NM, transposable_gap
 from gossamer.topology.structures.n_m import groups_of, tiles_of, untiled
-from gossamer.topology.structures.transposable import best_patterns, patterns
 
 TWO_D = NM(2, 4, transposable=True)
 GOLDEN = torch.tensor([[0.9, 0.1, 0.2, 0.3], [0.4, 0.8, 0.7, 0.1], [0.2, 0.6, 0.1, 0.5], [0.3, 0.2, 0.9, 0.4]])

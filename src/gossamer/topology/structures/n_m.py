@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ...errors import ConfigError, check_choice
 from ...kernels import n_m as kernel
+from ...kernels.patterns import best_patterns
 from ..selection import check_no_nan, comparable
 from .assignment import best_assignments, upper_bounds
 from .base import one_weight, top_of_rows
-from .transposable import best_patterns
 
 Axis = Literal["inputs", "outputs"]
 

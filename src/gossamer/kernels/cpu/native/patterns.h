@@ -1,5 +1,5 @@
 // The best 2:4 patterns: two of four inputs, two of four outputs, or both ("transposable", 4 x 4 tiles). A tile, or a
-// group of four, lies in one lane. The definition is topology/structures/transposable.py; the bits are the same.
+// group of four, lies in one lane. The definition is kernels/patterns.py; the bits are the same.
 //
 // A weight is [rows][inputs][positions]. The groups of a row are numbered block * positions + position, where a block
 // is four consecutive inputs: entry c of group (b, k) is at (4 b + c) * positions + k.

@@ -173,7 +173,9 @@ def doubly_sparse(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-    made = {layer: DoublySparse.of(layer) for layer in swapped(model) if isinstance(layer, SparseWeight)}
+    made: dict[nn.Module, nn.Module] = {
+        layer: DoublySparse.of(layer) for layer in swapped(model) if isinstance(layer, SparseWeight)
+    }
     if not made:
         raise ConfigError(
             "the model has no sparse layers; call gossamer.convert(model, method) first, or DoublySparse.of"

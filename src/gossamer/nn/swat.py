@@ -129,8 +129,12 @@ class _Swat(nn.Module):
         if x.is_meta or not torch.is_autocast_enabled(kind):
             return given
         dtype = torch.get_autocast_dtype(kind)
-        x, weight, bias = (t.to(dtype) if t is not None and t.dtype != torch.float64 else t for t in given)
-        return x, weight, bias
+
+        def cast(t: Tensor) -> Tensor:
+            return t if t.dtype == torch.float64 else t.to(dtype)
+
+        x, weight, bias = given
+        return cast(x), cast(weight), None if bias is None else cast(bias)
 
     def extra_repr(self) -> str:
         """As the dense layer, with both densities."""

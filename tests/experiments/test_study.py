@@ -116,6 +116,7 @@ def _file(tmp_path: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.curves
 def test_the_command_prints_and_writes_the_tables(tmp_path: Path) -> None:
     rows = [{"label": "dense", "method": "dense"}, {"label": "SMALL", "method": "small"}]
     file, tables, out = (

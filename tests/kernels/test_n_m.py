@@ -76,7 +76,6 @@ def test_where_nothing_is_decided() -> None:
             assert all(kernel.best_patterns(broken, 2, along) is None for along in kernel.ALONG)
     assert kernel.best_patterns(weight.double(), 2, "both") is None
     assert kernel.best_patterns(weight.t(), 2, "both") is None
-    assert kernel.best_patterns(weight, 2, "both", torch.ones(8, 8, dtype=torch.bool).t()[:, :]) is not None
     assert kernel.best_patterns(weight, 2, "both", (torch.rand(8, 16) < 0.5)[:, ::2]) is None
     assert kernel.best_patterns(torch.randn(6, 8), 2, "both") is None
     assert kernel.best_patterns(torch.randn(6, 8), 2, "inputs") is not None

@@ -137,7 +137,7 @@ def test_the_gap_of_the_best_is_nil(n: int, m: int) -> None:
     structure = NM(n, m, transposable=True)
     scores = torch.rand(8 * m, 4 * m, generator=torch.Generator().manual_seed(n))
     best = chosen(scores, structure)
-    assert transposable_gap(structure, scores, best) < 1e-6 if (n, m) == (2, 4) else 1e-11
+    assert transposable_gap(structure, scores, best) < (1e-6 if (n, m) == (2, 4) else 1e-11)
     other = chosen(scores.flip(0), structure)
     gap = 1 - float(scores[other].double().sum() / scores[best].double().sum())
     assert transposable_gap(structure, scores, other) == pytest.approx(gap, abs=1e-6)

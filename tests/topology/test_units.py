@@ -44,7 +44,8 @@ def unit_masks(kind: Units, shape: tuple[int, ...]) -> list[Tensor]:
     for row, column in itertools.product(range(0, shape[0], height), range(0, shape[1], width)):
         for position in itertools.product(*map(range, shape[2:])):
             mask = torch.zeros(shape, dtype=torch.bool)
-            mask[(slice(row, row + height), slice(column, column + width), *position)] = True
+            at: tuple[slice | int, ...] = (slice(row, row + height), slice(column, column + width), *position)
+            mask[at] = True
             found.append(mask)
     return found
 

@@ -295,6 +295,7 @@ def test_what_is_refused() -> None:
     full: Any = Support.full((3, 4))
     cases: list[tuple[Any, str]] = [
         (lambda: OffsetLinear(4, 3, offset="dct"), "offset is a str; expected an Offset"),  # type: ignore[arg-type]
+        (lambda: OffsetLinear(4, 3, offset=DCT), r"the class DCT; expected an Offset, e.g. .*DCT\(\)"),  # type: ignore[arg-type]
         (lambda: OffsetLinear(4, 3, alpha=float("nan")), "alpha=nan: expected a finite number"),
         (lambda: OffsetLinear(4, 3, alpha=True), "alpha=True"),
         (lambda: OffsetLinear(4, 3, train_alpha="no"), "train_alpha='no'"),  # type: ignore[arg-type]

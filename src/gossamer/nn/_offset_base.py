@@ -189,7 +189,8 @@ class OffsetLayer(nn.Module):
 
 def check_options(offset: object, alpha: object, train_alpha: object, seed: object) -> None:
     if not isinstance(offset, Offset):
-        raise ConfigError(f"offset is a {type(offset).__name__}; expected an Offset, e.g. gossamer.offsets.DCT()")
+        what = f"the class {offset.__name__}" if isinstance(offset, type) else f"a {type(offset).__name__}"
+        raise ConfigError(f"offset is {what}; expected an Offset, e.g. gossamer.offsets.DCT()")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise ConfigError(f"alpha={alpha!r}: expected a finite number, e.g. 1.0")
     check_flag("train_alpha", train_alpha)

@@ -96,6 +96,14 @@ def _thinned(slope: Tensor, density: float) -> Tensor:
     return _restored(kept.shape, kept.tensors())
 
 
+def _as_autocast(x: Tensor, *rest: Tensor | None) -> list[Tensor | None]:
+    """In the type that autocast computes in: what is saved and the gradient that comes back must agree."""
+    device, tensors = x.device.type, [x, *rest]
+    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return tensors
+    return [None if tensor is None else tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors]
+
+
 class _Swat(nn.Module):
     activations: float
     gradients: float
@@ -123,7 +131,9 @@ class SwatLinear(_Swat, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """As `torch.nn.Linear`."""
-        return _Linear.apply(x, self.weight, self.bias, self.activations, self.gradients)
+        if x.ndim == 1:
+            return self(x.unsqueeze(0)).squeeze(0)
+        return _Linear.apply(*_as_autocast(x, self.weight, self.bias), self.activations, self.gradients)
 
 
 class SwatConv2d(_Swat, nn.Conv2d):
@@ -136,7 +146,7 @@ class SwatConv2d(_Swat, nn.Conv2d):
         if x.ndim == 3:
             return self(x.unsqueeze(0)).squeeze(0)
         how = (self.stride, self.padding, self.dilation, self.groups)
-        return _Conv2d.apply(x, self.weight, self.bias, self.activations, self.gradients, how)
+        return _Conv2d.apply(*_as_autocast(x, self.weight, self.bias), self.activations, self.gradients, how)
 
 
 def swat(model: nn.Module, activations: float = 1.0, gradients: float = 1.0) -> nn.Module:

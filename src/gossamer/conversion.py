@@ -70,7 +70,8 @@ def convert(
         what: a method, whose first supports are those that `sparsify` finds for the same model and seed; or weight name
             -> Support or bool mask. None to go back; with an offset, to let each layer hold S as it holds its weight,
             a dense one for `sparsify` to mask; with "semi_structured", for weights that are 2:4 already.
-        offset, alpha, train_alpha: as of `nn.OffsetLinear`; without an offset nothing is added.
+        offset, alpha, train_alpha: as of `nn.OffsetLinear`; without an offset nothing is added, and the other two are
+            refused.
         targets: of a method or an offset, as for `sparsify`.
         layout: "sparse": values and indices only. "hybrid": dense weights, sparse products, for methods whose inactive
             weights keep a value; they run every method. "block": whole blocks, `nn.BlockSparseLinear`, of linear
@@ -91,6 +92,11 @@ def convert(
     """
     check_choice("layout", layout, _LAYOUTS)
     check_seed(seed)
+    if offset is None and (alpha != 1.0 or train_alpha is not True):
+        raise ConfigError(
+            f"alpha={alpha!r}, train_alpha={train_alpha!r} are of an offset, and none is given; pass one, e.g. "
+            "offset=gossamer.offsets.DCT()"
+        )
     _check_model(model)
     if layout in ("masked", "dense"):
         if what is not None or offset is not None:

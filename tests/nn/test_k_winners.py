@@ -71,6 +71,7 @@ def test_counts_in_both_modes_round_as_published() -> None:
     for module in (layer, image, local):
         module.eval()
     assert (layer.k, image.k(5, 5), local.k(5, 5)) == (3, 11, 4)
+    assert KWinners2d(30, 0.1, 1.5, local=True).eval().k(5, 5) == 4, "30 * .1 * 1.5 is 4.5, 30 * (.1 * 1.5) is more"
     assert KWinners(3, 0.01).k == KWinners2d(3, 0.01).k(1, 1) == 1, "one always wins"
     assert KWinners(3, 0.5, 2.0).eval().k == 3
 

@@ -306,6 +306,7 @@ def test_what_is_refused() -> None:
     hooked.weight = torch.zeros(3, 4)  # type: ignore[assignment]
     cases: list[tuple[Any, str]] = [
         (lambda: OffsetLinear(4, 3, offset="dct"), "offset is a str; expected an Offset"),  # type: ignore[arg-type]
+        (lambda: OffsetLinear(4, 3, offset=DCT), r"the class DCT; expected an Offset, e.g. .*DCT\(\)"),  # type: ignore[arg-type]
         (lambda: OffsetLinear(4, 3, alpha=float("nan")), "alpha=nan: expected a finite number"),
         (lambda: OffsetLinear(4, 3, alpha=True), "alpha=True"),
         (lambda: OffsetLinear(4, 3, alpha=10**400), "beyond what torch.float32 holds"),

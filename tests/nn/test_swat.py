@@ -113,6 +113,26 @@ def test_nan_is_handed_on() -> None:
     layer(torch.full((5, 4), torch.nan))
 
 
+@pytest.mark.parametrize(("make", "shape"), [*CASES, (lambda: nn.Linear(12, 7), (12,))])
+@pytest.mark.parametrize("amp", [False, True])
+def test_shapes_and_autocast_are_those_of_the_dense_layer(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], amp: bool
+) -> None:
+    torch.manual_seed(0)
+    layer, x = make(), torch.randn(shape)
+    thin = swat(copy.deepcopy(layer), activations=0.5, gradients=0.5)
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        given, wanted = x.clone().requires_grad_(), x.clone().requires_grad_()
+        out, expected = thin(given), layer(wanted)
+    assert (out.dtype, out.shape) == (expected.dtype, expected.shape)
+    torch.testing.assert_close(out, expected)
+    out.float().sum().backward()
+    expected.float().sum().backward()
+    assert given.grad is not None
+    torch.testing.assert_close(given.grad, wanted.grad)
+    assert all(p.grad is not None and p.grad.dtype == p.dtype for p in thin.parameters())
+
+
 def test_it_goes_with_sparse_weights() -> None:
     torch.manual_seed(0)
     model = swat(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)), activations=0.3)

@@ -196,13 +196,14 @@ class OffsetLayer(nn.Module):
 
 def check_options(offset: object, alpha: object, train_alpha: object, seed: object) -> None:
     if not isinstance(offset, Offset):
-        raise ConfigError(f"offset is a {type(offset).__name__}; expected an Offset, e.g. gossamer.offsets.DCT()")
+        what = f"the class {offset.__name__}" if isinstance(offset, type) else f"a {type(offset).__name__}"
+        raise ConfigError(f"offset is {what}; expected an Offset, e.g. gossamer.offsets.DCT()")
     if "__dataclass_fields__" not in vars(type(offset)):
         raise ConfigError(
             f"{type(offset).__name__} is no dataclass, and layers share what they compute D with where the fields of "
             "their offsets are equal; write @dataclass(frozen=True) above the class, and what it is given as fields"
         )
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not -math.inf < alpha < math.inf:
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise ConfigError(f"alpha={alpha!r}: expected a finite number, e.g. 1.0")
     check_flag("train_alpha", train_alpha)
     if seed is not None:

@@ -253,8 +253,8 @@ class KWinners2d(_KWinners):
     def k(self, height: int, width: int) -> int:
         """Winners of an image of this size (``local``: of each of its positions), in the present mode."""
         n = self.channels if self.local else self.channels * height * width
-        share = self.density if self.training else self.density * self.k_inference_factor
-        return min(n, max(1, round(n * share)))
+        winners = n * self.density if self.training else n * self.density * self.k_inference_factor
+        return min(n, max(1, round(winners)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels, height, width) -> the same."""

@@ -150,6 +150,8 @@ class SwatLinear(_Swat, nn.Linear):
         """As `torch.nn.Linear`."""
         if self._exact():
             return super().forward(x)
+        if x.ndim == 1:
+            return self.forward(x.unsqueeze(0)).squeeze(0)
         return _Linear.apply(*self._cast(x), self.activations, self.gradients)
 
 

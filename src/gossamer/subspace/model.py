@@ -32,7 +32,8 @@ class SubspaceModel(nn.Module):
         dimension: k.
         projection: how U is drawn.
         offset: "init": d is the model as it is. "zero": d = 0 and theta starts with the weights that it stands for,
-            which is a sparse network; with `Disjoint` only.
+            which is a sparse network; with `Disjoint` only. Leave scales of normalisation layers out by ``only``: at
+            zero no signal passes them.
         only: name globs of the Parameters to put in the subspace; the others train as ever. None: all of them, biases
             and norms included.
         seed: of U.

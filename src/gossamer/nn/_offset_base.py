@@ -203,7 +203,7 @@ def check_options(offset: object, alpha: object, train_alpha: object, seed: obje
             f"{type(offset).__name__} is no dataclass, and layers share what they compute D with where the fields of "
             "their offsets are equal; write @dataclass(frozen=True) above the class, and what it is given as fields"
         )
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not -math.inf < alpha < math.inf:
         raise ConfigError(f"alpha={alpha!r}: expected a finite number, e.g. 1.0")
     check_flag("train_alpha", train_alpha)
     if seed is not None:

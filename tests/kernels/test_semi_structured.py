@@ -96,14 +96,14 @@ def test_products_are_those_of_the_dense_matrix(
     weight, bias = two_four(32, 16, transposable=True), torch.randn(32, dtype=dtype)
     x, slope = torch.randn(samples, 16, dtype=dtype), torch.randn(samples, 32, dtype=dtype)
     expected = functional.linear(x, weight.to(dtype), bias)
-    torch.testing.assert_close(product(x, weight, bias, False, True, True), expected)
-    torch.testing.assert_close(product(slope, weight, None, True, True, True), slope @ weight.to(dtype))
+    torch.testing.assert_close(product(x, weight, bias, -1, False, True, True), expected)
+    torch.testing.assert_close(product(slope, weight, None, -1, True, True, True), slope @ weight.to(dtype))
     assert packed == [(32, 16), (16, 32)]
 
 
 def test_a_transposed_product_is_dense_where_columns_are_not_two_of_four(packed: list[tuple[int, ...]]) -> None:
     weight, slope = two_four(32, 16), torch.randn(3, 32)
-    torch.testing.assert_close(product(slope, weight, None, True, False, True), slope @ weight)
+    torch.testing.assert_close(product(slope, weight, None, -1, True, False, True), slope @ weight)
     assert packed == []
 
 
@@ -111,7 +111,7 @@ def test_what_packing_would_lose_is_an_error() -> None:
     weight, x = two_four(16, 16), torch.randn(2, 16)
     weight[3, 4:8] = 1.0
     with pytest.raises(ConfigError, match=r"16 x 16 here, is not 2:4: 1 of 64 groups"):
-        product(x, weight, None, False, False, True)
+        product(x, weight, None, -1, False, False, True)
 
 
 def test_derivatives_of_any_order_are_right() -> None:
@@ -123,7 +123,7 @@ def test_derivatives_of_any_order_are_right() -> None:
         return x @ weight.t() + bias
 
     def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return product(x, weight, bias, False, True, True)
+        return product(x, weight, bias, -1, False, True, True)
 
     found = []
     for function in (dense, ours):
@@ -140,7 +140,7 @@ def test_the_operator_passes_the_checks_of_torch() -> None:
         weight = two_four(32, 16, transposable=True).requires_grad_()
         x = torch.randn(3, 32 if transposed else 16, requires_grad=True)
         bias = None if transposed else torch.randn(32, requires_grad=True)
-        torch.library.opcheck(torch.ops.gossamer.semi_structured.default, (x, weight, bias, transposed, True, True))
+        torch.library.opcheck(torch.ops.gossamer.semi_structured.default, (x, weight, bias, 1, transposed, True, True))
 
 
 # -- how long packs are kept --
@@ -149,22 +149,22 @@ def test_the_operator_passes_the_checks_of_torch() -> None:
 def test_a_weight_is_packed_once_until_it_changes(packed: list[tuple[int, ...]]) -> None:
     weight, x = two_four(16, 16), torch.randn(2, 16)
     for _ in range(3):
-        product(x, weight, None, False, False, True)
+        product(x, weight, None, -1, False, False, True)
     assert len(packed) == 1
     weight *= 2
-    torch.testing.assert_close(product(x, weight, None, False, False, True), x @ weight.t())
+    torch.testing.assert_close(product(x, weight, None, -1, False, False, True), x @ weight.t())
     assert len(packed) == 2
-    product(x.double(), weight, None, False, False, True)
+    product(x.double(), weight, None, -1, False, False, True)
     assert len(packed) == 3, "of another type"
 
 
 def test_views_share_packs_and_other_storages_do_not(packed: list[tuple[int, ...]]) -> None:
     weight, x = torch.nn.Parameter(two_four(16, 16)), torch.randn(2, 16)
-    product(x, weight, None, False, False, True)
-    product(x, weight.detach(), None, False, False, True)
+    product(x, weight, None, -1, False, False, True)
+    product(x, weight.detach(), None, -1, False, False, True)
     assert len(packed) == 1
     weight.data = two_four(16, 16, seed=1)
-    torch.testing.assert_close(product(x, weight, None, False, False, True), x @ weight.t())
+    torch.testing.assert_close(product(x, weight, None, -1, False, False, True), x @ weight.t())
     assert len(packed) == 2
 
 
@@ -173,22 +173,22 @@ def test_a_new_weight_at_an_old_address_is_another_one(packed: list[tuple[int, .
     for seed in range(50):
         weight = two_four(16, 16, seed)
         addresses.add(weight.data_ptr())
-        torch.testing.assert_close(product(x, weight, None, False, False, True), x @ weight.t())
+        torch.testing.assert_close(product(x, weight, None, -1, False, False, True), x @ weight.t())
         del weight
     assert len(packed) == 50
     assert len(addresses) < 50, "the test needs an address to come back"
     gc.collect()
     other = two_four(16, 16)
-    product(x, other, None, False, False, True)
+    product(x, other, None, -1, False, False, True)
     assert len(packs._held) == 1, "what is gone is not held"
 
 
 def test_writes_that_leave_no_trace_are_for_forget(packed: list[tuple[int, ...]]) -> None:
     weight, x = two_four(16, 16), torch.randn(2, 16)
-    product(x, weight, None, False, False, True)
+    product(x, weight, None, -1, False, False, True)
     weight.data.mul_(2)
     forget(weight)
-    torch.testing.assert_close(product(x, weight, None, False, False, True), x @ weight.t())
+    torch.testing.assert_close(product(x, weight, None, -1, False, False, True), x @ weight.t())
     assert len(packed) == 2
 
 
@@ -197,7 +197,7 @@ def test_weights_of_inference_mode_and_captured_ones_are_packed_each_time(packed
     with torch.inference_mode():
         weight = two_four(16, 16)
         for _ in range(2):
-            product(x, weight, None, False, False, True)
+            product(x, weight, None, -1, False, False, True)
     assert len(packed) == 2
     weight, side = two_four(16, 16), (torch.float32, False)
     made = [packs.pack_of(weight, side, lambda: packs.Pack(weight), capturing=capturing) for capturing in (True, False)]

@@ -85,6 +85,13 @@ def test_results_and_gradients_are_those_of_the_dense_layer(
     assert packed == [(16, 32), (32, 16)][: 1 + transposable]
 
 
+def test_results_are_no_views_of_which_hooks_of_fsdp_would_get_lost() -> None:
+    image = torch.randn(2, 32, 5, 4).to(memory_format=torch.channels_last)
+    convolution = forced(make_two_four(SemiStructuredConv2d(32, 16, 1)))
+    assert not linear()(torch.randn(2, 3, 32))._is_view()
+    assert not convolution(image)._is_view()
+
+
 def test_gradients_reach_zeros_of_the_weight_too() -> None:
     layer = linear()
     layer(torch.randn(9, 32)).sum().backward()

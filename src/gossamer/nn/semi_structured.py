@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -32,6 +31,7 @@ class SemiStructured(nn.Module):
     weight: Tensor
     bias: Any  # Tensor | None
     _dense: ClassVar[type[nn.Module]]
+    _axis: ClassVar[int]  # of inputs and outputs
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -148,14 +148,12 @@ class SemiStructured(nn.Module):
         dtype = self._dtype(x)
         if dtype is None or not self._is_packed(x):
             return super().forward(x)
-        always, shape = self._execution == "packed", self._result(x)
-        ask = not (always or torch.compiler.is_compiling())
-        if ask and not semi_structured.pays(math.prod(shape[:-1]), dtype, self.weight):
+        always, read = self._execution == "packed", self._read(x)
+        samples = read.numel() // read.shape[self._axis]
+        if not (always or torch.compiler.is_compiling() or semi_structured.pays(samples, dtype, self.weight)):
             return super().forward(x)
         bias = None if self.bias is None else self.bias.to(dtype)
-        samples = self._samples(x).to(dtype)
-        y = semi_structured.product(samples, self.weight, bias, False, self._columns, always)
-        return self._restored(y.view(shape))
+        return semi_structured.product(read.to(dtype), self.weight, bias, self._axis, False, self._columns, always)
 
     def _dtype(self, x: Tensor) -> torch.dtype | None:
         """In which the product is computed; None for what is left to the dense layer."""
@@ -190,17 +188,9 @@ class SemiStructured(nn.Module):
     def _takes(self, x: Tensor) -> bool:
         raise NotImplementedError
 
-    def _samples(self, x: Tensor) -> Tensor:
-        """(samples, inputs)."""
-        raise NotImplementedError
-
-    def _result(self, x: Tensor) -> tuple[int, ...]:
-        """Shape of what comes of an input, outputs last."""
-        raise NotImplementedError
-
-    def _restored(self, y: Tensor) -> Tensor:
-        """With the outputs where they belong."""
-        return y
+    def _read(self, x: Tensor) -> Tensor:
+        """What of an input is read."""
+        return x
 
     def extra_repr(self) -> str:
         """As the dense layer's, and the pattern."""
@@ -238,16 +228,10 @@ class SemiStructuredLinear(SemiStructured, nn.Linear):
     SemiStructuredLinear(in_features=32, out_features=16, bias=True, 2:4, execution='auto')
     """
 
-    _dense = nn.Linear
+    _dense, _axis = nn.Linear, -1
 
     def _takes(self, x: Tensor) -> bool:
         return x.ndim >= 1 and x.shape[-1] == self.in_features
-
-    def _samples(self, x: Tensor) -> Tensor:
-        return x.reshape(-1, self.in_features)
-
-    def _result(self, x: Tensor) -> tuple[int, ...]:
-        return (*x.shape[:-1], self.out_features)
 
 
 class SemiStructuredConv2d(SemiStructured, nn.Conv2d):
@@ -260,7 +244,7 @@ class SemiStructuredConv2d(SemiStructured, nn.Conv2d):
     torch.Size([2, 32, 5, 5])
     """
 
-    _dense = nn.Conv2d
+    _dense, _axis = nn.Conv2d, 1
 
     def _takes_size(self) -> bool:
         return is_pointwise(self) and super()._takes_size()
@@ -269,16 +253,9 @@ class SemiStructuredConv2d(SemiStructured, nn.Conv2d):
         fits = x.ndim == 4 and x.shape[1] == self.in_channels
         return fits and x.is_contiguous(memory_format=torch.channels_last)
 
-    def _samples(self, x: Tensor) -> Tensor:
+    def _read(self, x: Tensor) -> Tensor:
         down, right = self.stride
-        return x[:, :, ::down, ::right].permute(0, 2, 3, 1).reshape(-1, self.in_channels)
-
-    def _result(self, x: Tensor) -> tuple[int, ...]:
-        down, right = self.stride
-        return x.shape[0], -(-x.shape[2] // down), -(-x.shape[3] // right), self.out_channels
-
-    def _restored(self, y: Tensor) -> Tensor:
-        return y.permute(0, 3, 1, 2)
+        return x if down == right == 1 else x[:, :, ::down, ::right]
 
 
 def unfit(module: nn.Module) -> str:

@@ -198,8 +198,7 @@ torch.Size([16, 16, 16]))
 
     def _room_for(self, count: int) -> None:
         if count != len(self.values):
-            self._make_room(0, 0)  # resets what hangs on the old size
-            self.values.data = self.values.data.new_empty(count, self.block, self.block)
+            self._resize(count, self.block, self.block)
             self.index = self.index.new_empty(count)
 
     # -- other forms --

@@ -45,7 +45,8 @@ def _along(product_of: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def compute(x: Tensor, weight: Tensor, bias: Tensor | None, axis: int, *how: bool) -> Tensor:
         lead = x.movedim(axis, -1).shape[:-1]
         y = product_of(_rows(x, axis), weight.detach(), bias, *how)
-        return y.view(*lead, y.shape[-1]).movedim(-1, axis)
+        seen = y.view(*lead, y.shape[-1]).movedim(-1, axis)
+        return y.new_empty(0).set_(y.untyped_storage(), y.storage_offset(), seen.shape, seen.stride())
 
     return compute
 

@@ -17,7 +17,6 @@ from . import optimizer_state
 from ._safetensors import raw
 from ._sparse_values import SparseValues
 from .errors import CheckpointError
-from .kernels import sparse
 from .nn.offset import OffsetLayer
 from .nn.weight import SparseWeight
 from .targets import canonical
@@ -69,29 +68,35 @@ def offsets_in(model: nn.Module) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How a layer stores its weight: the i-th value is that at position `index[order[i]]` of `index`, which ascends."""
+    """How a layer stores its weight: the i-th number is that at position `index[order[i]]` of `index`, which ascends.
+
+    An order of -1 is that of a number which belongs to no weight, 0. form: of the values, without the first dimension.
+    """
 
     shape: torch.Size
     index: Tensor
     order: Tensor
+    form: torch.Size
 
     @classmethod
     def of(cls, layer: SparseWeight) -> Arrangement:
         """The present one of a layer."""
-        positions = layer.positions()
-        index = positions.sort().values
-        return cls(layer.weight_shape, index, torch.searchsorted(index, positions))
+        index, place = layer.ascending()
+        order = torch.full((layer.values.numel(),), -1)
+        order[place] = torch.arange(len(index))
+        return cls(layer.weight_shape, index, order, layer.values.shape[1:])
 
     def saved(self, stored: Tensor, fill: float = 0.0) -> SparseValues:
         """Stored values, or a slot of theirs, in the form that is saved; fill: see `SparseValues`."""
-        values = torch.empty(stored.shape, dtype=stored.dtype)
-        values[self.order] = stored.detach().cpu()
+        values, held = torch.empty(len(self.index), dtype=stored.dtype), self.order >= 0
+        values[self.order[held]] = stored.detach().cpu().reshape(-1)[held]
         return SparseValues(self.shape, self.index, values, fill)
 
     def stored(self, saved: Tensor | SparseValues) -> Tensor:
         """The reverse, of a tensor that was saved sparse or dense."""
         here = saved.at(self.index) if isinstance(saved, SparseValues) else saved.reshape(-1)[self.index]
-        return here[self.order]
+        padded = torch.cat([here, here.new_zeros(1)])  # -1 is the last
+        return padded[self.order].view(-1, *self.form)
 
 
 def model_state(model: nn.Module) -> tuple[dict[str, Any], dict[int, Arrangement]]:
@@ -166,8 +171,9 @@ def own_state(
         key = id(entry.layer.values)
         if key not in arranged:
             positions = _positions(name, entry.layer, state[name], supports.get(name))
-            indices[key], order = sparse.build(positions, entry.layer.matrix, entry.layer.taps)
-            arranged[key] = Arrangement(entry.layer.weight_shape, positions, order)
+            indices[key], order = entry.layer.arrange(positions)
+            form = entry.layer.values.shape[1:]
+            arranged[key] = Arrangement(entry.layer.weight_shape, positions, order, form)
         own[entry.name] = arranged[key].stored(state[name])
         own[entry.name.removesuffix(_VALUES) + _INDEX] = indices[key]
     return own, arranged

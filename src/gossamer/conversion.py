@@ -6,12 +6,12 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from . import distributed
+from . import _two_four, distributed
 from .analysis.sanity import Targets, first_supports
 from .errors import AttachError, ConfigError, TargetError, check_choice, check_seed
 from .foresight import Saliency
@@ -32,13 +32,15 @@ from .nn.hybrid import Hybrid
 from .offsets import Offset
 from .reparametrise import Learned
 from .seeding import generator_for
+from .sparse_methods import options_of_blocks
 from .sparse_methods import refusal as refusal_of_method
 from .sparsifier import _attached as owned
 from .targets import Candidate, check_initialised, choose, is_offset_layer
 from .tickets import Tickets
 from .topology import Constant, Support, as_schedule
 
-_LAYOUTS = ("sparse", "hybrid", "auto", "masked", "dense")
+Layout = Literal["sparse", "hybrid", "block", "semi_structured", "auto", "masked", "dense"]
+_LAYOUTS = get_args(Layout)
 
 
 def convert(
@@ -49,7 +51,8 @@ def convert(
     alpha: float = 1.0,
     train_alpha: bool = True,
     targets: Targets = None,
-    layout: Literal["sparse", "hybrid", "auto", "masked", "dense"] = "sparse",
+    layout: Layout = "sparse",
+    block: int | None = None,
     seed: int = 0,
     total_steps: int | None = None,
     batch: Any = None,
@@ -66,15 +69,17 @@ def convert(
     Args:
         what: a method, whose first supports are those that `sparsify` finds for the same model and seed; or weight name
             -> Support or bool mask. None to go back; with an offset, to let each layer hold S as it holds its weight,
-            a dense one for `sparsify` to mask.
+            a dense one for `sparsify` to mask; with "semi_structured", for weights that are 2:4 already.
         offset, alpha, train_alpha: as of `nn.OffsetLinear`; without an offset nothing is added, and the other two are
             refused.
         targets: of a method or an offset, as for `sparsify`.
         layout: "sparse": values and indices only. "hybrid": dense weights, sparse products, for methods whose inactive
-            weights keep a value; they run every method. "auto": sparse, or hybrid if sparse layers do
-            not run the method, for layers that were measured to be faster that way on this machine, at the density that
-            training ends with. "dense": back, bit for bit, with zeros for what did not exist; layers with an offset
+            weights keep a value; they run every method. "block": whole blocks, `nn.BlockSparseLinear`, of linear
+            layers. "auto": sparse, or hybrid if sparse layers do not run the method, for layers that were measured to
+            be faster that way on this machine, at the density that training ends with. "dense": back, bit for bit,
+            with zeros for what did not exist; layers with an offset
             become plain ones with the weight alpha D + S. "masked": the same, but offsets stay, with a dense S.
+        block: side of the blocks of "block"; None takes that of the method's structure, ``structure=Block(16)``.
         seed, total_steps: as for `sparsify`. Offsets that are drawn are drawn from the seed and the name of the weight.
         batch: for "auto", one batch of inputs: a tensor, a tuple of positional arguments, or a dict of named ones.
 
@@ -99,7 +104,8 @@ def convert(
                 f'layout="{layout}" goes back to dense layers and takes neither a method nor supports nor an offset'
             )
         return densify(model, keep_offsets=layout == "masked")
-    options = {"layout": layout, "seed": seed, "total_steps": total_steps, "batch": batch}
+    more = options_of_blocks(what, layout, block)
+    options = {"layout": layout, "seed": seed, "total_steps": total_steps, "batch": batch, "more": more}
     if offset is None:
         return _converted(model, what, targets, **options)
     added = {"offset": offset, "alpha": alpha, "train_alpha": train_alpha}
@@ -107,7 +113,15 @@ def convert(
 
 
 def _converted(
-    model: nn.Module, what: Any, targets: Targets, *, layout: str, seed: int, total_steps: int | None, batch: Any
+    model: nn.Module,
+    what: Any,
+    targets: Targets,
+    *,
+    layout: str,
+    seed: int,
+    total_steps: int | None,
+    batch: Any,
+    more: dict[str, Any],
 ) -> nn.Module:
     """Swap layers for sparse or hybrid ones; those of S where there are offsets."""
     if next(iter(swapped(model)), None) is not None:
@@ -115,7 +129,10 @@ def _converted(
     if layout == "auto" and batch is None:
         raise ConfigError('layout="auto" measures layers on inputs of the right size; pass batch=, one batch of inputs')
     kind = _kind(what, layout)
-    supports = start_supports(model, what, targets, seed, total_steps)
+    existing = what is None and layout == "semi_structured"
+    supports = (
+        _two_four.present(model, targets) if existing else start_supports(model, what, targets, seed, total_steps)
+    )
     rows = {row.name: row for row in choose(model, list(supports))}
     choices = [_choice(model, rows[name], support, kind) for name, support in supports.items()]
     if layout == "auto":
@@ -123,7 +140,7 @@ def _converted(
     chosen = {rows[c.name].module: supports[c.name] for c in choices if c.layout != "dense"}
     if not chosen and layout != "auto":
         raise ConfigError(f"no layer can be swapped: {'; '.join(f'{c.name}: {c.why}' for c in choices[:3])}")
-    model = swap(model, chosen, kind)
+    model = swap(model, chosen, kind, **more)
     note(model, choices)
     return model
 
@@ -134,6 +151,8 @@ def _with_offsets(
     """Add offsets, then swap the layers of S; if that raises, the model is as it was."""
     if offset_layers(model):
         raise ConfigError('the model holds offset layers already; call convert(model, layout="dense") first')
+    if layout == "semi_structured":
+        raise ConfigError('layout="semi_structured" takes no offset: its layers compute with a plain weight')
     if what is None and layout != "sparse":
         raise ConfigError(
             f'layout="{layout}" is for S of a method or of given supports, and there are none; leave it out'
@@ -256,10 +275,13 @@ def _given(model: nn.Module, what: Mapping[str, Support | Tensor]) -> dict[str, 
 
 
 def _kind(what: object, layout: str) -> str:
-    found = refusal_of_method(what) if isinstance(what, Method) else None
+    if layout == "semi_structured":
+        _two_four.check(what)
+        return layout
+    found = refusal_of_method(what, blocks=layout == "block") if isinstance(what, Method) else None
     if layout == "auto":
         return "hybrid" if found else "sparse"
-    if isinstance(what, Method) and found and layout == "sparse":
+    if isinstance(what, Method) and found and layout in ("sparse", "block"):
         told = found.told('layout="hybrid"')
         raise ConfigError(f"method {what.name!r} cannot run on sparse layers: {told}")
     return layout
@@ -298,7 +320,7 @@ def _measured(
         if choice.name not in shapes:
             return replace(choice, layout="dense", why="the batch did not run through it")
         count = last.get(choice.name, choice.count)
-        verdict = judge(shapes[choice.name], count, choice.layout, every=every)
+        verdict = judge(shapes[choice.name], count, choice.layout, every=every)  # type: ignore[arg-type]
         when = f"at its last density {count / math.prod(choice.shape):.3g}: " if last else ""
         return replace(choice, layout=choice.layout if verdict.sparse else "dense", why=when + verdict.why)
 

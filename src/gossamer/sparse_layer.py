@@ -49,8 +49,8 @@ class Sink(Protocol):
 class SparseLayer(Protocol):
     """A module that holds the active entries of its weight only: `gossamer.nn.SparseWeight`, seen from below.
 
-    values: 1-D, in the order of `positions`. capture: None, or where every backward pass appends what
-    `dense_gradient` needs of it.
+    values: 1-D, in the order of `positions`; of blocks (`block_of`) 3-D. capture: None, or where every backward
+    pass appends what `dense_gradient` needs of it.
     """
 
     values: nn.Parameter
@@ -59,6 +59,10 @@ class SparseLayer(Protocol):
     @property
     def weight_shape(self) -> torch.Size:
         """Shape of the dense weight, which does not exist."""
+
+    @property
+    def count(self) -> int:
+        """Number of active entries."""
 
     @property
     def index(self) -> Tensor:
@@ -89,6 +93,11 @@ class SparseLayer(Protocol):
 def is_sparse_layer(module: object) -> TypeGuard[SparseLayer]:
     """Whether a module is one."""
     return isinstance(module, nn.Module) and "values" in module._parameters and all(hasattr(module, n) for n in _OWN)
+
+
+def block_of(module: object) -> int | None:
+    """The side of the blocks of a sparse layer that consists of such, else None."""
+    return getattr(module, "block", None) if is_sparse_layer(module) else None
 
 
 def layer_of(module: nn.Module, parameter: Tensor) -> SparseLayer | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from . import distributed
 from .errors import ConfigError
@@ -21,6 +22,7 @@ from .topology import (
     own,
     survivors,
 )
+from .topology.structures import Block
 
 HYBRID = 'hybrid layers, convert(model, method, layout="hybrid")'
 MASKED = 'masked weights (leave convert() out, or go back with convert(model, layout="dense"))'
@@ -39,12 +41,15 @@ class Refusal:
         return f"{self.why}; use {f'{self.instead}, or ' if self.instead else ''}{way}"
 
 
-def check_method(method: Method, name: str, *, compiled: bool) -> None:
+def check_method(method: Method, name: str, *, compiled: bool, block: int | None = None) -> None:
     """Raise ConfigError if the method cannot run on the sparse layer whose weight is called `name`.
 
-    compiled: whether the model is.
+    compiled: whether the model is. block: side of the layer's blocks, if it has any.
     """
-    found = refusal(method)
+    found = refusal(method, blocks=block is not None)
+    if found is None and block is not None and not isinstance(method.rule, Static) and method.structure != Block(block):
+        own = f"its supports have the structure {method.structure.name}, the layer has blocks of {block}"
+        found = Refusal(own, f"structure=Block({block})")
     problem = (
         found.told(HYBRID) if found else (_of_compiled(method) if compiled else "") or _of_counts(method, compiled)
     )
@@ -52,9 +57,29 @@ def check_method(method: Method, name: str, *, compiled: bool) -> None:
         raise ConfigError(f"method {method.name!r} cannot run on {name}, a weight of a sparse layer: {problem}")
 
 
-def refusal(method: Method) -> Refusal | None:
-    """Why a method runs on no sparse layer; None if it runs. Hybrid layers and masked weights run every method."""
-    return _of_inactive(method) or _of_structure(method) or _of_rule(method.rule)
+def refusal(method: Method, *, blocks: bool = False) -> Refusal | None:
+    """Why a method runs on no sparse layer; None if it runs. Hybrid layers and masked weights run every method.
+
+    blocks: layers of blocks are meant.
+    """
+    return _of_inactive(method) or _of_structure(method, blocks) or _of_rule(method.rule)
+
+
+def options_of_blocks(what: object, layout: str, block: int | None) -> dict[str, Any]:
+    """What the layers of a layout are told of their blocks: nothing, if they have none."""
+    if layout != "block":
+        if block is not None:
+            raise ConfigError(f'block={block} is of layout="block", not of layout="{layout}"; leave one of them out')
+        return {}
+    own = what.structure.shape if isinstance(what, Method) and isinstance(what.structure, Block) else None
+    side = block if own is None else own[0]
+    had = "no structure of blocks" if own is None else f"blocks of {own}"
+    if side is None or (own is not None and (own != (side, side) or block not in (None, side))):
+        raise ConfigError(
+            f'layout="block" got block={block!r} and {had}; '
+            "pass a method with structure=Block(16), of squares, or supports of whole blocks with block=16"
+        )
+    return {"block": side}
 
 
 def _of_inactive(method: Method) -> Refusal | None:
@@ -67,10 +92,13 @@ def _of_inactive(method: Method) -> Refusal | None:
     return None
 
 
-def _of_structure(method: Method) -> Refusal | None:
-    if isinstance(method.structure, Unstructured) or isinstance(method.rule, Static):
+def _of_structure(method: Method, blocks: bool) -> Refusal | None:
+    if isinstance(method.structure, Block if blocks else Unstructured) or isinstance(method.rule, Static):
         return None
-    return Refusal(f"its supports have the structure {method.structure.name}", "an unstructured method")
+    return Refusal(
+        f"its supports have the structure {method.structure.name}",
+        "structure=Block(16)" if blocks else "an unstructured method",
+    )
 
 
 def _of_rule(rule: Rule) -> Refusal | None:

@@ -172,6 +172,11 @@ class SparseSite(Site):
         row, columns, places = rewire.row_of(self.layer.checked_index(), self.count, largest, width)
         mine = self._raw_gradient(captured, row, row + 1)[columns].double()
         kept = grad[places].double()
+        return self._ratio(mine, kept)
+
+    @staticmethod
+    def _ratio(mine: Tensor, kept: Tensor) -> float:
+        """What `mine` was multiplied by to give `kept`."""
         factor = float((mine @ kept) / (mine @ mine))
         alike = bool((kept - factor * mine).norm() <= 1e-2 * kept.norm())
         tolerance = 1e-3 if alike else 1.0  # rounding; or a penalty on the values, which is none of other entries
@@ -208,13 +213,13 @@ class SparseSite(Site):
     def active(self, needs: frozenset[str], step: int) -> candidates.Active:
         """The active entries, in ascending order."""
         self._order = positions, order = self._ascending()
-        weight = _comparable(self.parameter.detach().index_select(0, order))
+        weight = comparable(self.parameter.detach().index_select(0, order))
         grad = None
         if "grad" in needs:
             grad = (
                 torch.zeros_like(weight)
                 if self._growth is None
-                else _comparable(self._growth.gradient.index_select(0, order))
+                else comparable(self._growth.gradient.index_select(0, order))
             )
         age = step - self.born[order] if "age" in needs and self.born is not None else None
         return candidates.Active(positions, Entries(weight, torch.ones_like(weight, dtype=torch.bool), grad, age=age))
@@ -321,15 +326,19 @@ class SparseSite(Site):
             order = self._ascending()[1]
         self._remember()
         if "born" in traits:
-            self.born = torch.empty(self.count, dtype=torch.int32)
-            self.born[order] = over_support(traits["born"], support)
+            self._restore(over_support(traits["born"], support), order)
+
+    def _restore(self, born: Tensor, order: Tensor) -> None:
+        """Take over ages, of entries in ascending order."""
+        self.born = torch.empty(self.count, dtype=torch.int32)
+        self.born[order] = born
 
 
 def _glance(index: Tensor) -> bytes:
     """Some bytes of an index: another support has others."""
-    return bytes(index[:: max(1, len(index) // _LOOKED_AT)].numpy())
+    return bytes(index[:: max(1, len(index) // _LOOKED_AT)].cpu().numpy())
 
 
-def _comparable(values: Tensor) -> Tensor:
-    """In float32 at least, as gradients of inactive entries come."""
+def comparable(values: Tensor) -> Tensor:
+    """The same in float32 at least, as gradients of inactive entries come."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values

@@ -16,12 +16,14 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import distributed, optimizer_state, rewiring
+from .block_site import BlockSite
 from .coverage import Coverage, coverage
 from .errors import AttachError, ConfigError, check_seed
 from .hooks import StepHooks
 from .method import Live, Method
 from .seeding import generator_for
 from .sites import DenseSite
+from .sparse_layer import block_of
 from .sparse_methods import check_method
 from .sparse_site import SparseSite
 from .state import VERSION, check_fits, read_state
@@ -56,7 +58,8 @@ class Sparsifier:
         self._candidates = choose(model, targets, layers=True)
         self.sites = {c.name: self._site(c) for c in self._candidates if c.sparse}
         for name in rewiring.of_layers(self.sites):
-            check_method(self.method, name, compiled=_compiled(model))
+            side = block_of(self.sites[name].module)
+            check_method(self.method, name, compiled=_compiled(model), block=side)
         self._hooks: StepHooks | None = None
         self._gates: list[RemovableHandle] = []
         self._synced = False
@@ -104,7 +107,8 @@ class Sparsifier:
             )
         held = candidate.name, candidate.module, candidate.attribute, candidate.parameter, self.method.inactive
         if candidate.layer is not None:
-            return SparseSite(*held, rewires=not isinstance(self.method.rule, Static))
+            kind = SparseSite if block_of(candidate.layer) is None else BlockSite
+            return kind(*held, rewires=not isinstance(self.method.rule, Static))
         return DenseSite(*held)
 
     # -- what users read --

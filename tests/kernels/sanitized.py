@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from gossamer.errors import ConfigError
-from gossamer.kernels import rewire, screen, select, sparse
+from gossamer.kernels import blocks, n_m, rewire, screen, select, sparse
 from gossamer.kernels.cpu import library
 from gossamer.kernels.taps import Taps
 from gossamer.kernels.transforms import BlockCosine, Cosine, Hadamard
@@ -51,6 +51,16 @@ def taps(draw: random.Random) -> None:
     made.transpose(made.apply(torch.randn(draw.randint(1, 3), made.channels, *size, 16)), size)
 
 
+def block_products(draw: random.Random) -> None:
+    rows, columns, batch = (draw.choice([1, draw.randint(1, 50), draw.randint(1, top)]) for top in (400, 300, 100))
+    side = draw.choice([4, 8, 12, 16, 32, 64])
+    high, wide = blocks.grid((rows, columns), side)
+    index = (torch.rand(high * wide) < draw.choice([0.0, 0.2, 1.0])).nonzero().view(-1).int()
+    values, bias = torch.randn(len(index), side, side, requires_grad=True), draw.choice([None, torch.randn(rows)])
+    x = torch.randn(batch, columns, requires_grad=True)
+    blocks.packed_linear(sparse.pack(x), values, index, bias, rows).square().sum().backward()
+
+
 def damaged(draw: random.Random) -> None:
     rows, columns = draw.randint(1, 1200), draw.randint(1, 300)
     flat = some_positions(rows, columns, draw.choice([0.01, 0.3]), draw.randrange(1000))
@@ -73,6 +83,15 @@ def split(draw: random.Random) -> None:
     active = [torch.rand(w.shape) < 0.3 for w in weights]
     count = draw.randint(0, sum(w.numel() for w in weights))
     select.split(weights, active, [torch.empty_like(w) for w in weights], count)
+
+
+def patterns(draw: random.Random) -> None:
+    kernel, along = draw.choice([(), (1,), (3, 3), (5,)]), draw.choice(["inputs", "outputs", "both"])
+    shape = (*(draw.randint(1, 9) * (1 if along == free else 4) for free in ("inputs", "outputs")), *kernel)
+    weight, active = torch.randn(shape), torch.rand(shape) < 0.5
+    view = draw.choice([None, torch.empty(shape)])
+    n = 2 if along == "both" else draw.randint(1, 4)
+    n_m.best_patterns(weight, n, along, draw.choice([None, active]), magnitudes=draw.random() < 0.5, view=view)
 
 
 def lists(draw: random.Random) -> None:
@@ -115,7 +134,7 @@ def main() -> None:
         torch.manual_seed(0)
         with forced(path):
             for _ in range(int(sys.argv[2])):
-                for check in (linear, conv, taps, damaged, split, lists, transforms):
+                for check in (linear, conv, taps, block_products, damaged, split, patterns, lists, transforms):
                     check(draw)
     sys.stdout.write(f"clean: {' '.join(paths)}\n")
 

@@ -98,7 +98,8 @@ class Weight:
     def zeros(self, now: Support) -> int:
         """How many active entries are exactly zero. A collective when the weight is sharded."""
         if is_sparse_layer(self.module):
-            return count_true(self.module.values.detach() == 0)
+            values = self.module.values.detach()
+            return now.count - count_true(values != 0)  # what lies beyond the edges of blocks is no weight
         weight = getattr(self.module, self.attribute).detach()
         return count_true(now.mask & (distributed.gather(distributed.local(weight), weight) == 0))
 

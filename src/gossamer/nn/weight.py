@@ -117,6 +117,10 @@ class SparseWeight(nn.Module):
         """Flat positions in ascending order, and the place of each in storage order; int64. Raises as `positions`."""
         return rewire.ascending(self.checked_index(), self.count)
 
+    def arrange(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the index for a support, ascending flat positions, and which of them each stored number belongs to."""
+        return sparse.build(positions, self.matrix, self.taps)
+
     def checked_index(self) -> Tensor:
         """The index, which the kernels can rely on. Raises as `positions`."""
         self._check_index(read=True)
@@ -207,13 +211,17 @@ class SparseWeight(nn.Module):
 
     def _make_room(self, count: int, index_bytes: int) -> None:
         if count != self.count:
-            self.values.grad, dtype, device = None, self.values.dtype, self.values.device
-            # A graph that is still alive holds an accumulator for gradients of the old size; another dtype resets it.
-            other = torch.float16 if dtype != torch.float16 else torch.float32
-            self.values.data = torch.empty(0, dtype=other, device=device)
-            self.values.data = torch.empty(count, dtype=dtype, device=device)
+            self._resize(count)
         if index_bytes != len(self.index):
             self.index = torch.empty(index_bytes, dtype=torch.uint8, device=self.index.device)
+
+    def _resize(self, *shape: int) -> None:
+        """Give the values, the same Parameter, new memory of another shape."""
+        self.values.grad, dtype, device = None, self.values.dtype, self.values.device
+        # A graph that is still alive holds an accumulator for gradients of the old size; another dtype resets it.
+        other = torch.float16 if dtype != torch.float16 else torch.float32
+        self.values.data = torch.empty(0, dtype=other, device=device)
+        self.values.data = torch.empty(shape, dtype=dtype, device=device)
 
     # -- other forms --
 

@@ -1,5 +1,7 @@
 // The C interface: raw pointers in, the kernels of the chosen instruction set behind it.
+#include <cstddef>
 #include <cstring>
+#include <vector>
 
 #include "kernels.h"
 
@@ -31,6 +33,19 @@ const Kernels* find(const char* name) {
 }
 
 const Kernels* chosen = &gossamer_kernels_portable;
+
+// Blocks with the memory that their arrangement takes.
+struct Arranged {
+  gossamer::Blocks all;
+  std::vector<std::int32_t> starts, order;
+  bool valid;
+
+  Arranged(const std::int32_t* positions, int64_t count, int64_t rows, int64_t columns, int64_t side)
+      : all{rows, columns, side, positions, 0, 0, nullptr, nullptr, nullptr},
+        starts(static_cast<std::size_t>((rows + side - 1) / side + (columns + side - 1) / side + 2)),
+        order(static_cast<std::size_t>(count)),
+        valid(gossamer::arrange_blocks(&all, count, starts.data(), order.data())) {}
+};
 
 }  // namespace
 
@@ -112,4 +127,31 @@ GOSSAMER_EXPORT void gossamer_cosine(const float* x, const float* signs, float* 
 GOSSAMER_EXPORT void gossamer_hadamard(const float* x, const float* signs, float* y,
                                        const gossamer::Transform* transform, int threads) {
   chosen->hadamard(x, signs, y, transform, threads);
+}
+
+// The best of every four entries, or every 4 x 4 tile: see `Patterns`. Returns 0 if a score is not finite.
+GOSSAMER_EXPORT int gossamer_patterns(const float* scores, const uint8_t* active, uint8_t* mask, float* view,
+                                      int64_t rows, int64_t inputs, int64_t positions, int along, int n,
+                                      int magnitudes, int threads) {
+  const gossamer::Patterns given{rows, inputs, positions, along, n, magnitudes};
+  return chosen->patterns(scores, active, mask, view, &given, threads);
+}
+
+// Of `count` blocks at `positions`; -1 if these do not ascend within the matrix.
+GOSSAMER_EXPORT int gossamer_block_forward(const std::int32_t* positions, int64_t count, int64_t rows, int64_t columns,
+                                           int64_t side, const float* values, const float* bias, const float* x,
+                                           float* y, int64_t tiles, int threads) {
+  Arranged blocks(positions, count, rows, columns, side);
+  if (!blocks.valid) return -1;
+  chosen->block_forward(&blocks.all, values, bias, x, y, tiles, threads);
+  return 0;
+}
+
+GOSSAMER_EXPORT int gossamer_block_backward(const std::int32_t* positions, int64_t count, int64_t rows, int64_t columns,
+                                            int64_t side, const float* values, const float* x, const float* dy,
+                                            float* dx, float* dvalues, int64_t tiles, int threads) {
+  Arranged blocks(positions, count, rows, columns, side);
+  if (!blocks.valid) return -1;
+  chosen->block_backward(&blocks.all, values, x, dy, dx, dvalues, tiles, threads);
+  return 0;
 }

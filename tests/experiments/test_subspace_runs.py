@@ -171,7 +171,7 @@ def test_rows_of_a_study_differ_in_it(tmp_path: Path) -> None:
         ({"projection": "dense"}, "projection = 'dense' is of a subspace, and the run has none; add e.g. --subspace"),
         ({"origin": "zero"}, "origin = 'zero' is of a subspace"),
         ({"subspace": 5, "origin": "zero"}, "with projection = 'fastfood' starts with all weights at zero"),
-        ({**PRUNED, "freeze": []}, "sets the scales of normalisation layers to zero .* add --freeze norm"),
+        ({**PRUNED, "freeze": []}, "scales of normalisation layers to zero, too, .* add --freeze norm"),
         ({"subspace": 5, "method": "set"}, "method 'set' has none to choose; use --method dense"),
         ({"subspace": 5, "method": "small", "density": 0.2}, "method 'small' has none to choose"),
         ({"subspace": 5, "offset": "dct", "method": "static"}, "start at zero on offset = 'dct'; leave one out"),

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gossamer.nn import OffsetConv2d, OffsetLinear
+from gossamer.nn._offset_operator import kind_of, map_of
 from gossamer.offsets import Gaussian, Offset
 
 from .near import assert_near
@@ -31,12 +32,10 @@ def test_classes_of_one_name_are_told_apart() -> None:
 
 
 def test_first_used_where_another_device_is_the_default() -> None:
-    layer, x = OffsetConv2d(5, 7, 3, offset=Gaussian(), seed=4), torch.randn(2, 5, 4, 4)
     with torch.device("meta"):
-        first = layer(x)
-    expected = F.conv2d(x, layer.offset_weight().float(), layer.sparse.bias)  # type: ignore[arg-type]
-    assert_near(first, expected)
-    assert_near(layer(x), expected)
+        made = map_of(kind_of(Gaussian()), (5, 7), [], 4)
+    x = torch.randn(2, 7)
+    assert_near(made.apply(x, -1), x @ Gaussian().matrix(5, 7, 4).float().t())  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("density", [None, 0.5])

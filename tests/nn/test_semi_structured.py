@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -368,7 +369,7 @@ def test_compiles_once_whatever_is_rewired(packed: list[tuple[int, ...]], name: 
         model = forced(gossamer.convert(network(), METHODS[name], layout="semi_structured"))
         optimizer = adamw(model)
         gossamer.sparsify(model, METHODS[name], optimizer, total_steps=20)
-        counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+        counter = CompileCounterWithBackend("aot_eager")
         runs.append(train(torch.compile(model, backend=counter, fullgraph=True) if compiled else model, optimizer, 20))
         frames.append(counter.frame_count)
     assert runs[0] == runs[1]

@@ -40,12 +40,16 @@ def pays(samples: int, dtype: torch.dtype, weight: Tensor) -> bool:
 
 
 def _along(product_of: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Of a function of (samples, entries) one of any shape; its result is no view, on which hooks get lost."""
+    """Of a function of (samples, entries) one of any shape.
+
+    Its result is no view to autograd: in-place operations on a view would lose the hooks of FSDP2.
+    """
 
     def compute(x: Tensor, weight: Tensor, bias: Tensor | None, axis: int, *how: bool) -> Tensor:
         lead = x.movedim(axis, -1).shape[:-1]
         y = product_of(_rows(x, axis), weight.detach(), bias, *how)
-        return y.view(*lead, y.shape[-1]).movedim(-1, axis)
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            return y.view(*lead, y.shape[-1]).movedim(-1, axis)
 
     return compute
 

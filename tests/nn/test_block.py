@@ -178,7 +178,7 @@ def test_convert_and_back() -> None:
 def test_files_are_those_of_masked_models(tmp_path: Path) -> None:
     method = methods.static(0.4, structure=Block(8))
     model = gossamer.convert(a_model(), method, layout="block")
-    save_model(model, tmp_path / "blocks.safetensors")
+    save_model(tmp_path / "blocks.safetensors", model)
     dense = a_model()
     with torch.no_grad():
         for parameter in dense.parameters():

@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from timing import QUIET, ROUNDS, STATISTIC, faster_half, interleave, spread
@@ -33,11 +33,32 @@ class Timing(NamedTuple):
         return f"{1e3 * self.seconds:.3f}", f"{1e3 * self.low:.3f} to {1e3 * self.high:.3f}"
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """Read a whole number from there on."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of {least} or more")
+        return int(text)
+
+    return read
+
+
+def results_of(study: Path) -> dict[str, Any]:
+    """The results of a finished study; stops if the folder has none."""
+    try:
+        content: dict[str, Any] = json.loads((study / "results.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        what = f"{study} holds no results of a finished study ({error})"
+        raise SystemExit(f"{what}; run `gossamer study FILE` first and name the folder that it writes") from error
+    return content
+
+
 def options(doc: str | None) -> argparse.ArgumentParser:
     """The options that every such benchmark has."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2 * ROUNDS)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=at_least(2), default=2 * ROUNDS, help="2 or more: quartiles need them")
+    parser.add_argument("--threads", type=at_least(1), default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
     return parser
 
@@ -119,6 +140,10 @@ class Report:
     def figures(self, rows: Sequence[tuple[str, float, float | None]], unit: str) -> None:
         """Rows (what, value, bound): values that should be at most their bound."""
         self._judge(rows, unit, "at most", lambda value, bound: value <= bound)
+
+    def floors(self, rows: Sequence[tuple[str, float, float | None]], unit: str) -> None:
+        """Rows (what, value, bound): values that should be at least their bound."""
+        self._judge(rows, unit, "at least", lambda value, bound: value >= bound)
 
     def table(self, columns: Sequence[str], rows: Sequence[tuple[str, *tuple[float, ...]]]) -> None:
         """Rows (what, a value per further column)."""

@@ -11,10 +11,11 @@ accuracy of the same network trained in full ("own"), or of 1.0; "-" if none doe
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from comparison import results_of
 
 from gossamer.analysis import intrinsic_dimension
 from gossamer.experiments.summary import markdown, mean_and_deviation, spread
@@ -30,7 +31,7 @@ def network_of(config: Mapping[str, Any]) -> Network:
 
 def measured(study: Path) -> tuple[dict[Network, list[float]], dict[tuple[Network, str], Sweep]]:
     """Accuracies of networks trained in full, and of (network, projection) the sweep; from the initial weights only."""
-    content = json.loads((study / "results.json").read_text(encoding="utf-8"))
+    content = results_of(study)
     full: dict[Network, list[float]] = {}
     sweeps: dict[tuple[Network, str], Sweep] = {}
     for run in content["runs"]:

@@ -12,8 +12,9 @@ can be. Mean and sample standard deviation over seeds; differences are paired by
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
+
+from comparison import results_of
 
 from gossamer.experiments.robustness import Robustness, of_run
 from gossamer.experiments.summary import markdown, mean_and_deviation, spread
@@ -24,7 +25,7 @@ Rows = dict[tuple[str, float], dict[int, Robustness]]
 
 def measured(study: Path) -> tuple[Rows, dict[tuple[str, float], int], list[str]]:
     """(label, density) -> seed -> what was measured; the non-zeros of each; labels to compare with."""
-    content = json.loads((study / "results.json").read_text(encoding="utf-8"))
+    content = results_of(study)
     rows: Rows = {}
     counts = {}
     for run in content["runs"]:

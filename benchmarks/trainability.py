@@ -28,7 +28,7 @@ from gossamer.experiments.config import RunConfig
 from gossamer.experiments.setup import build_parts, make_plan
 from gossamer.targets import choose
 
-DENSITIES = (1.0, 0.5, 0.1, 0.05, 0.02, 0.01, 0.001, 0.0001)
+DENSITIES = (1.0, 0.5, 0.1, 0.05, 0.02, 0.01, 0.005, 0.001, 0.0005, 0.0002, 0.0001)
 
 
 def fresh(config: RunConfig, dataset: data.Dataset, plain: bool) -> nn.Module:

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
 _CACHE = tempfile.TemporaryDirectory(prefix="gossamer-tests-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name  # what is measured while tests run is of no use to anybody
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first, so that no process is left with one of them when the others have nothing to do any more."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and modules never die: every run collects garbage, half a second if it looks at them too."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report's pictures take longer to draw than all else of a tiny run: only tests marked `curves` draw them."""
+    if request.node.get_closest_marker("curves") is None:
+        for name in ("curves", "topology_curves"):
+            monkeypatch.setattr(f"gossamer.experiments.report.{name}", lambda *_: b"a picture")

@@ -14,6 +14,7 @@ ROOT = Path(gossamer.__file__).parent
 # From the bottom up; a module may import its own layer and those above it in this list.
 LAYERS = [
     ["errors"],
+    ["_gpu_timing", "_timing", "_user_cache", "kernels"],
     ["topology"],
     ["distributed", "seeding", "sparse_layer", "targets"],
     ["foresight"],
@@ -21,7 +22,6 @@ LAYERS = [
     ["choices", "method"],
     ["reparametrise", "tickets"],
     ["methods"],
-    ["_timing", "kernels"],
     ["offsets"],
     ["nn"],
     ["candidates", "captures", "exchange", "hooks", "masking", "optimizer_state", "sparse_methods"],
@@ -39,13 +39,14 @@ LAYERS = [
         "_fitting",
         "_packing",
         "_sparse_state",
+        "_two_four",
         "checkpoint",
         "conversion",
         "lottery",
         "testing",
     ],
     ["experiments"],
-    ["_bench", "_terminal"],
+    ["_bench", "_bench_gpu", "_terminal"],
     ["_bench_command", "_catalogue", "_costs_command"],
     ["cli"],
 ]

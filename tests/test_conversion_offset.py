@@ -395,6 +395,8 @@ def test_arguments_that_cannot_be() -> None:
     dct = {"offset": DCT()}
     assert "offset is a str" in refused(ConfigError, mlp(), offset="dct")
     assert "alpha='x'" in refused(ConfigError, mlp(), alpha="x", **dct)
+    assert "alpha=2.0, train_alpha=True are of an offset" in refused(ConfigError, mlp(), METHOD, alpha=2.0)
+    assert "train_alpha=False are of an offset" in refused(ConfigError, mlp(), METHOD, train_alpha=False)
     assert "takes neither" in refused(ConfigError, mlp(), layout="dense", **dct)
     assert "takes neither" in refused(ConfigError, mlp(), METHOD, layout="masked")
     assert "holds offset layers already" in refused(ConfigError, offset_mlp(), **dct)

@@ -281,3 +281,10 @@ def test_refusals() -> None:
         SignedHadamard(1.5)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"wrap='no': expected True or False"):
         Identity("no")  # type: ignore[arg-type]
+
+
+def test_a_centre_tap_may_lie_outside_all_images() -> None:
+    shape = ConvolutionShape((8, 8, 1, 1), (2, 4), (1, 1))
+    made, x = BlockDCT(4).convolution(shape), drawn(2, 8, 3, 2)
+    assert not made.apply(x).any()
+    assert not made.transpose(drawn(2, 8, 3, 1), x.shape).any()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import gossamer
 from gossamer.errors import AttachError, CheckpointError, ConfigError
 from gossamer.subspace import PROJECTIONS, Dense, Disjoint, Fastfood, Projection, Sparse, SubspaceModel
-from gossamer.subspace.projections import hadamard
+from gossamer.subspace.projections import _small_hadamard, hadamard
 
 SHAPES = {"a.weight": (20, 30), "a.bias": (7,), "b.weight": (11, 5, 3, 3)}
 TOTAL = 600 + 7 + 495
@@ -162,6 +162,38 @@ def test_a_state_dict_brings_its_directions() -> None:
         other.load_state_dict(newer)
 
 
+def test_directions_are_those_of_the_seed_whatever_the_number_format() -> None:
+    x = torch.randn(4, 8).double()
+    for projection in (Dense(), Fastfood()):
+        sub = SubspaceModel(net().double(), 12, projection, seed=4)
+        model = net().double()
+        torch.set_default_dtype(torch.float64)
+        try:
+            other = SubspaceModel(model, 12, projection, seed=9)
+            sub.theta.data.normal_()
+            other.load_state_dict(sub.state_dict())
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert torch.equal(other.eval()(x), sub.eval()(x))
+
+
+def test_the_state_of_another_subspace_is_refused() -> None:
+    state = SubspaceModel(net(), 12, Sparse()).state_dict()
+    with pytest.raises(CheckpointError, match=r"a subspace with Sparse\(\), this one has Fastfood\(\)"):
+        SubspaceModel(net(), 12).load_state_dict(state)
+    with pytest.raises(CheckpointError, match=r"0.bias moves in only one of the subspaces"):
+        SubspaceModel(net(), 12, Sparse(), only=["*.weight"]).load_state_dict(state)
+
+
+def test_first_used_in_inference_mode() -> None:
+    _small_hadamard.cache_clear()
+    sub = SubspaceModel(net(), 12)
+    with torch.inference_mode():
+        sub(torch.randn(4, 8))
+    sub(torch.randn(4, 8)).sum().backward()
+    assert sub.theta.grad is not None
+
+
 def test_copies_are_their_own() -> None:
     sub = SubspaceModel(net(), 12)
     copied = copy.deepcopy(sub)
@@ -190,6 +222,7 @@ def test_it_compiles() -> None:
         (lambda: SubspaceModel(net(), 4, Dense), "expected one of gossamer.subspace"),  # type: ignore[arg-type]
         (lambda: SubspaceModel("net", 4), "expected a torch.nn.Module"),  # type: ignore[arg-type]
         (lambda: SubspaceModel(nn.Linear(50_000, 1_000), 1_000, Dense()), "use Sparse"),
+        (lambda: SubspaceModel(net(), 4, seed=2**63), "kept in 64 bits"),
         (lambda: Disjoint("even"), "even"),
         (lambda: SubspaceModel(net(), 3, Disjoint("uniform")), "fewer than one for each of 6 layers"),
     ],

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import analysis, foresight, lottery, methods, nn, offsets, topology
+    from . import analysis, foresight, lottery, methods, nn, offsets, subspace, topology
     from .conversion import convert
     from .coverage import Coverage
     from .entry import sparsify
@@ -42,6 +42,7 @@ _HOME = {
     "nn": "",
     "offsets": "",
     "sparsify": "entry",
+    "subspace": "",
     "topology": "",
 }
 
@@ -68,6 +69,7 @@ __all__ = [
     "nn",
     "offsets",
     "sparsify",
+    "subspace",
     "topology",
 ]
 

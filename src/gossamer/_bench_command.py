@@ -14,7 +14,7 @@ import typer
 
 from ._terminal import guarded
 from ._timing import quiet_environment
-from .errors import ConfigError, check_number
+from .errors import ConfigError, check_choice, check_number
 from .experiments.values import parse
 
 _HELD = {"sparse": "sparse", "packed": "sparse", "hybrid": "hybrid", "hybrid rewired": "hybrid"}  # all others: dense
@@ -53,6 +53,7 @@ def bench_command(
     hybrid: Annotated[
         bool, typer.Option("--hybrid", help="Hybrid layers too, for methods whose inactive weights keep a value.")
     ] = False,
+    device: Annotated[str, typer.Option(help="cpu, or cuda: linear layers on a GPU beside dense bfloat16.")] = "cpu",
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
 ) -> None:
     """Measure dense, masked and sparse layers side by side on this machine: will it pay?"""
@@ -71,10 +72,20 @@ def bench_command(
         raise ConfigError(f"threads={threads}: this machine runs {cpus} at once; use at most that many")
     if json_file is not None:
         _check_writable(json_file)
-    told = _measured(request)
+    check_choice("device", device, ("cpu", "cuda"))
+    told = _measured_on_gpu(request) if device == "cuda" else _measured(request)
     if json_file is not None:
         json_file.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    _print(told)
+    if device == "cpu":
+        _print(told)
+
+
+def _measured_on_gpu(request: Mapping[str, Any]) -> dict[str, Any]:
+    from . import _bench_gpu
+
+    told = _bench_gpu.report(request)
+    typer.echo("\n".join(_bench_gpu.lines(told)))
+    return told
 
 
 def _check_writable(file: Path) -> None:

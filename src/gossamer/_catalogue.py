@@ -94,7 +94,10 @@ def offsets_command(
     names: Annotated[list[str] | None, typer.Argument(help="Offsets, e.g. dct signed-hadamard:rounds=3.")] = None,
     shape: Annotated[
         str | None,
-        typer.Option(help="Of a weight: what they do to it; outputs,inputs or outputs,inputs/groups,height,width."),
+        typer.Option(
+            help="Of a weight, of up to some hundred channels: what they do to it; outputs,inputs or "
+            "outputs,inputs/groups,height,width."
+        ),
     ] = None,
     groups: Annotated[int, typer.Option(help="Groups of that convolution.")] = 1,
     seed: Annotated[int, typer.Option(help="Of those that are drawn.")] = 0,

@@ -91,7 +91,10 @@ def _init(method: Method) -> str:
 def _where(method: Method) -> str:
     if method.rule.where is not None:
         return method.rule.where
-    return "group of inputs" if isinstance(method.structure, NM) else method.scope
+    structure = method.structure
+    if not isinstance(structure, NM):
+        return method.scope
+    return "tile of inputs and outputs" if structure.transposable else f"group of {structure.axis}"
 
 
 def _when(clock: Clock, at: str) -> str:

@@ -6,12 +6,12 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from . import distributed
+from . import _two_four, distributed
 from .analysis.sanity import Targets, first_supports
 from .errors import AttachError, ConfigError, TargetError, check_choice, check_seed
 from .foresight import Saliency
@@ -39,7 +39,8 @@ from .targets import Candidate, check_initialised, choose, is_offset_layer
 from .tickets import Tickets
 from .topology import Constant, Support, as_schedule
 
-_LAYOUTS = ("sparse", "hybrid", "block", "auto", "masked", "dense")
+Layout = Literal["sparse", "hybrid", "block", "semi_structured", "auto", "masked", "dense"]
+_LAYOUTS = get_args(Layout)
 
 
 def convert(
@@ -50,7 +51,7 @@ def convert(
     alpha: float = 1.0,
     train_alpha: bool = True,
     targets: Targets = None,
-    layout: Literal["sparse", "hybrid", "block", "auto", "masked", "dense"] = "sparse",
+    layout: Layout = "sparse",
     block: int | None = None,
     seed: int = 0,
     total_steps: int | None = None,
@@ -68,8 +69,9 @@ def convert(
     Args:
         what: a method, whose first supports are those that `sparsify` finds for the same model and seed; or weight name
             -> Support or bool mask. None to go back; with an offset, to let each layer hold S as it holds its weight,
-            a dense one for `sparsify` to mask.
-        offset, alpha, train_alpha: as of `nn.OffsetLinear`; without an offset nothing is added.
+            a dense one for `sparsify` to mask; with "semi_structured", for weights that are 2:4 already.
+        offset, alpha, train_alpha: as of `nn.OffsetLinear`; without an offset nothing is added, and the other two are
+            refused.
         targets: of a method or an offset, as for `sparsify`.
         layout: "sparse": values and indices only. "hybrid": dense weights, sparse products, for methods whose inactive
             weights keep a value; they run every method. "block": whole blocks, `nn.BlockSparseLinear`, of linear
@@ -90,6 +92,11 @@ def convert(
     """
     check_choice("layout", layout, _LAYOUTS)
     check_seed(seed)
+    if offset is None and (alpha != 1.0 or train_alpha is not True):
+        raise ConfigError(
+            f"alpha={alpha!r}, train_alpha={train_alpha!r} are of an offset, and none is given; pass one, e.g. "
+            "offset=gossamer.offsets.DCT()"
+        )
     _check_model(model)
     if layout in ("masked", "dense"):
         if what is not None or offset is not None:
@@ -122,7 +129,10 @@ def _converted(
     if layout == "auto" and batch is None:
         raise ConfigError('layout="auto" measures layers on inputs of the right size; pass batch=, one batch of inputs')
     kind = _kind(what, layout)
-    supports = start_supports(model, what, targets, seed, total_steps)
+    existing = what is None and layout == "semi_structured"
+    supports = (
+        _two_four.present(model, targets) if existing else start_supports(model, what, targets, seed, total_steps)
+    )
     rows = {row.name: row for row in choose(model, list(supports))}
     choices = [_choice(model, rows[name], support, kind) for name, support in supports.items()]
     if layout == "auto":
@@ -141,6 +151,8 @@ def _with_offsets(
     """Add offsets, then swap the layers of S; if that raises, the model is as it was."""
     if offset_layers(model):
         raise ConfigError('the model holds offset layers already; call convert(model, layout="dense") first')
+    if layout == "semi_structured":
+        raise ConfigError('layout="semi_structured" takes no offset: its layers compute with a plain weight')
     if what is None and layout != "sparse":
         raise ConfigError(
             f'layout="{layout}" is for S of a method or of given supports, and there are none; leave it out'
@@ -263,6 +275,9 @@ def _given(model: nn.Module, what: Mapping[str, Support | Tensor]) -> dict[str, 
 
 
 def _kind(what: object, layout: str) -> str:
+    if layout == "semi_structured":
+        _two_four.check(what)
+        return layout
     found = refusal_of_method(what, blocks=layout == "block") if isinstance(what, Method) else None
     if layout == "auto":
         return "hybrid" if found else "sparse"
@@ -305,7 +320,7 @@ def _measured(
         if choice.name not in shapes:
             return replace(choice, layout="dense", why="the batch did not run through it")
         count = last.get(choice.name, choice.count)
-        verdict = judge(shapes[choice.name], count, choice.layout, every=every)
+        verdict = judge(shapes[choice.name], count, choice.layout, every=every)  # type: ignore[arg-type]
         when = f"at its last density {count / math.prod(choice.shape):.3g}: " if last else ""
         return replace(choice, layout=choice.layout if verdict.sparse else "dense", why=when + verdict.why)
 

@@ -82,6 +82,13 @@ def check_seed(seed: object) -> None:
         raise ConfigError(f"seed={seed!r}: expected an int, the same on every rank")
 
 
+def check_kept_seed(seed: object) -> None:
+    """The same for a seed that a tensor keeps."""
+    check_seed(seed)
+    if not -(2**63) <= seed < 2**63:  # type: ignore[operator]
+        raise ConfigError(f"seed={seed!r:.40}: it is kept in 64 bits; expected an int from -2**63 to 2**63 - 1")
+
+
 def check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise ConfigError unless ``value`` is one of ``choices``."""
     if value not in choices:

@@ -11,7 +11,7 @@ from . import distributed
 from .errors import AttachError
 from .kernels.select import split
 from .masking import keep_on
-from .topology import Rule, Select, Structure, Unstructured, scores
+from .topology import NM, Rule, Select, Structure, Unstructured, scores
 
 
 class Latent:
@@ -60,6 +60,7 @@ class Latent:
             if self._shown is not mask:
                 keep_on(mask, self.values, out=view)
             parameter.data = view
+            torch.autograd.graph.increment_version(parameter)  # the view was written to behind its back
         self._view = self._shown = None
         self.handed_over = False
         self._version = parameter._version
@@ -83,15 +84,21 @@ def choose_at_once(
 ) -> list[Tensor] | None:
     """The rule's new masks of a group, the sparse views made in the same native pass; None: let the rule decide.
 
-    It is for unstructured choice by magnitude. `show_sparse` with such a mask, before the weights change again, then
-    only swaps. None is also the answer while a weight is not handed over, where it stays in place, and as `split` says.
+    It is for choice by magnitude, unstructured or N:4. `show_sparse` with such a mask, before the weights change again,
+    then only swaps. None is also the answer while a weight is not handed over, where it stays in place, and as `split`
+    says.
     """
-    by_size = isinstance(rule, Select) and rule.score is scores.magnitude and isinstance(structure, Unstructured)
+    by_size = isinstance(rule, Select) and rule.score is scores.magnitude and isinstance(structure, Unstructured | NM)
     ready = [latent for latent in latents if latent is not None and latent._view is not None]
     if not by_size or not ready or len(ready) < len(latents):
         return None
     views = [latent._view for latent in ready if latent._view is not None]
-    masks = split([latent._weight for latent in ready], active, views, count)
+    weights = [latent._weight for latent in ready]
+    if isinstance(structure, NM):  # a structure of one weight
+        mask = structure.at_once(weights[0], active[0], magnitudes=True, view=views[0])
+        masks = None if mask is None else [mask]
+    else:
+        masks = split(weights, active, views, count)
     for latent, mask in zip(ready, masks or [], strict=False):
         latent._shown = mask
     return masks

@@ -23,6 +23,7 @@ from .topology import (
     FanIn,
     FanInDropGrow,
     Held,
+    Piecewise,
     Rule,
     Schedule,
     Score,
@@ -30,6 +31,7 @@ from .topology import (
     Static,
     Structure,
     Support,
+    Units,
     Unstructured,
     as_schedule,
     check_density,
@@ -149,8 +151,16 @@ class Method:
             return (
                 f"{self.structure.name} fixes the count of every weight, so scores rank within each; use scope='layer'"
             )
+        steps = isinstance(self.density, int | float | Constant | Piecewise)
+        if isinstance(self.structure, NM | Complementary) and not steps:
+            return f"{self.structure.name} has one density, which cannot change gradually; use one-shot, or Block"
         if isinstance(self.structure, NM | Complementary) and not isinstance(self.rule, Select | Static):
             return f"{self.structure.name} fixes the count of every group, so nothing can be dropped first; use Select"
+        if isinstance(self.structure, Units) and getattr(getattr(self.rule, "drop", None), "split", None) is not None:
+            return (
+                f"its drop score takes a share of each sign, but {self.structure.name} come and go as a whole; use "
+                "magnitude (split_signs=False)"
+            )
         exact_fan_in = isinstance(self.structure, FanIn) and self.structure.exact
         if isinstance(self.rule, FanInDropGrow) and not exact_fan_in:
             return "FanInDropGrow keeps a constant fan-in; use structure=FanIn(exact=True)"
@@ -236,6 +246,10 @@ class Method:
         """Number of active entries in all at `step`, before a structure rounds the counts of weights."""
         return round(as_schedule(self.density)(step) * sum(math.prod(shape) for shape in shapes.values()))
 
+    def check_structure(self, shapes: Mapping[str, Any]) -> None:
+        """Raise ConfigError if weights of these shapes cannot have the structure when all is pruned."""
+        self.counts(shapes, _FOREVER)
+
     @property
     def held(self) -> dict[str, int]:
         """The counts that the first supports came with, by weight name; empty where the allocation decides."""
@@ -255,4 +269,6 @@ class Method:
 
     def _counts(self, shapes: Mapping[str, Any], density: float) -> dict[str, int]:
         counts = resolve_allocation(self.allocation)(shapes, density)
+        if density == 1:  # before anything is pruned no structure holds
+            return counts
         return {name: self.structure.round(count, shapes[name]) for name, count in counts.items()}

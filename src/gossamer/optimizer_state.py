@@ -145,7 +145,7 @@ def relocate_slots(optimizer: Optimizer, param: Tensor, held: Mapping[str, Tenso
     for name, slot in held.items():
         moved = moves.carried(slot, resting_value(name, optimizer, param))
         if newborn == "neutral" and is_second_moment(name):
-            kept = slot.index_select(0, moves.old)
+            kept = moves.survivors(slot)
             moved[moves.born] = kept.mean() if len(kept) else 0.0
         if slot.shape == moved.shape:
             slot.copy_(moved)

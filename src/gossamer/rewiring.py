@@ -17,7 +17,7 @@ from .method import Given, Method
 from .seeding import generator_for
 from .sites import DenseSite
 from .sparse_site import SparseSite
-from .topology import Constant, Entries, Rule, Score, Support, scores, spread
+from .topology import Constant, Entries, Rule, Score, Support, Units, Unstructured, scores, spread
 from .topology.rules import select_alive
 from .topology.selection import count_true
 from .topology.thresholds import Memory
@@ -43,6 +43,8 @@ def begin(
         DivergedError: a score is not finite; names the weight.
     """
     init, sparse, dense = method.init, of_layers(sites), {n: s for n, s in sites.items() if isinstance(s, DenseSite)}
+    if method.starts_dense:
+        method.check_structure(shapes(sites))
     if sparse:
         return _beside(sparse, method, dense, seed)
     if isinstance(init, Score):
@@ -148,7 +150,9 @@ def _highest(
     for group in [[site] for site in sites.values()] if alone else [list(sites.values())]:
         values = [score(site.entries(score.needs, _generator(score.needs, site, seed, "init"), 0)) for site in group]
         nothing = [torch.zeros_like(value, dtype=torch.bool) for value in values]
-        chosen = select_alive(method.structure, values, sum(counts[site.name] for site in group), nothing)
+        total = sum(counts[site.name] for site in group)
+        allowed = Unstructured() if total == sum(value.numel() for value in values) else method.structure
+        chosen = select_alive(allowed, values, total, nothing)
         masks.update({site.name: mask for site, mask in zip(group, chosen, strict=True)})
     return masks
 
@@ -282,7 +286,10 @@ def _check_given(masks: Mapping[str, Tensor], method: Method, sites: Mapping[str
     """Given supports must have the method's structure and be as many as the density says, up to its rounding."""
     total, size = method.total(shapes(sites), 0), sum(mask.numel() for mask in masks.values())
     held = sum(map(count_true, masks.values()))
-    slack = sum(mask.shape[0] for mask in masks.values()) if method.structure.single else 0  # under one per row
+    units, single = method.structure if isinstance(method.structure, Units) else None, method.structure.single
+    slack = sum(
+        units.largest(mask.shape) if units else mask.shape[0] * single for mask in masks.values()
+    )  # of rounding
     if abs(held - total) > slack:
         raise ConfigError(
             f"the given supports hold {held} of {size} entries, the density makes it {total}; pass "

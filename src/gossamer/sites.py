@@ -18,6 +18,7 @@ from .inactive import Action, Live, Zero
 from .latent import Latent
 from .masking import keep_on
 from .nn.hybrid import Hybrid
+from .nn.semi_structured import SemiStructured
 from .site import Site
 from .topology import Entries, Support
 from .topology.selection import count_true
@@ -245,6 +246,7 @@ class DenseSite(Site):
         """Take the first support (of the whole weight), make the parameter sparse and the traits that `needs` names."""
         assert mask is not None
         self._set_mask(distributed.shard(mask, self.parameter))
+        self._declare(mask)
         if self.live:
             self.latent = Latent(self.module, self.parameter)
             self.show_sparse()
@@ -319,6 +321,7 @@ class DenseSite(Site):
         """Take over what `check_state` found to fit."""
         self.traits.load(traits, support)
         self._set_mask(distributed.shard(support.mask.to(self.parameter.device), self.parameter))
+        self._declare(support.mask)
         self.stashed_grad = None
         if self.trainable is None or trainable is None:
             self.clear_inactive()
@@ -337,6 +340,12 @@ class DenseSite(Site):
         """Let a layer that computes with the support forget it: nobody keeps the weight zero off it any more."""
         if self._hybrid is not None:
             self._hybrid.set_support(None)
+        self._declare(None)
+
+    def _declare(self, mask: Tensor | None) -> None:
+        """Tell a layer that computes with 2:4 weights the whole support, None for none any more."""
+        if isinstance(self.module, SemiStructured):
+            self.module.declare(mask)
 
     @property
     def _hybrid(self) -> Hybrid | None:

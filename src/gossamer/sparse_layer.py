@@ -28,12 +28,11 @@ class Moved(Protocol):
     """Where values went when a support changed."""
 
     @property
-    def old(self) -> Tensor:
-        """Places of the survivors before, in the order in which they are stored after; int64."""
-
-    @property
     def born(self) -> Tensor:
         """Places of newborn entries, after; int64."""
+
+    def survivors(self, held: Tensor) -> Tensor:
+        """Return what survivors had, of what is held of each value before."""
 
     def carried(self, held: Tensor, rest: float = 0.0) -> Tensor:
         """Return a vector in the new order: of survivors what they had, of newborn entries ``rest``."""

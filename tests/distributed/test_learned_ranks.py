@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .learned_worker import recipes
+from .learned_checks import recipes
+from .ranks import Ranks
 
-WORKER = Path(__file__).with_name("learned_worker.py")
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    out = tmp_path_factory.mktemp("learned") / "found.json"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launcher, str(WORKER), str(out)], capture_output=True, text=True, timeout=300, env=environment, check=False
-    )
-    assert out.exists(), done.stderr[-3000:]
-    return json.loads(out.read_text())
+def found(ranks: Ranks) -> dict[str, Any]:
+    return ranks.found("learned_checks")
 
 
 @pytest.mark.parametrize("name", recipes())

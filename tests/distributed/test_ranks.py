@@ -2,50 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .worker import recipes
+from .checks import recipes
+from .ranks import Ranks
 
-WORKER = Path(__file__).with_name("worker.py")
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    out = tmp_path_factory.mktemp("ranks") / "found.json"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(WORKER),
-        str(out),
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-    )
-    assert out.exists(), done.stderr[-3000:]
-    return json.loads(out.read_text())
+def found(ranks: Ranks) -> dict[str, Any]:
+    return ranks.found("checks")
 
 
-def ranks(found: dict[str, Any], check: str) -> list[dict[str, Any]]:
-    for rank in found[check]["ranks"]:
+def answers(found: dict[str, Any], check: str) -> list[dict[str, Any]]:
+    for rank in found[check]:
         assert "error" not in rank, rank["error"]
-    return found[check]["ranks"]
+    return found[check]
 
 
 @pytest.mark.parametrize("wrapped", ["ddp", "before-ddp", "fsdp2"])
 @pytest.mark.parametrize("method", recipes())
 def test_two_ranks_equal_one_on_the_joined_batch(found: dict[str, Any], wrapped: str, method: str) -> None:
-    for rank in ranks(found, f"{wrapped}:{method}"):
+    for rank in answers(found, f"{wrapped}:{method}"):
         assert rank["supports_equal"]
         assert rank["difference"] < 1e-10
         assert rank["rewirings"] >= 4 or method == "static"
@@ -53,14 +34,14 @@ def test_two_ranks_equal_one_on_the_joined_batch(found: dict[str, Any], wrapped:
 
 @pytest.mark.parametrize("method", recipes())
 def test_state_of_a_sharded_run_fits_an_unsharded_model(found: dict[str, Any], method: str) -> None:
-    assert all(rank["state_portable"] for rank in ranks(found, f"fsdp2:{method}"))
+    assert all(rank["state_portable"] for rank in answers(found, f"fsdp2:{method}"))
 
 
 def test_a_tampered_support_is_detected_and_named(found: dict[str, Any]) -> None:
-    for rank in ranks(found, "tampered"):
+    for rank in answers(found, "tampered"):
         assert rank["message"].startswith("SyncError: supports differ between ranks at step 4: 3.weight on ranks [1]")
 
 
 def test_a_scale_that_sharded_gradients_cannot_carry_is_refused(found: dict[str, Any]) -> None:
-    for rank in ranks(found, "sharded-scale"):
+    for rank in answers(found, "sharded-scale"):
         assert 'use scale_on="update"' in rank["message"]

@@ -224,6 +224,7 @@ def test_a_study_runs_what_has_no_density_once_per_seed(tmp_path: Path) -> None:
         ({"offset": "block-dct:8,9"}, "block-dct takes 1 arguments at most"),
         ({"alpha": 0.5}, "alpha = 0.5 is of an offset, and the run has none; add e.g. --offset dct"),
         ({"alpha": "inf", "offset": "dct"}, "alpha = inf: expected a finite number"),
+        ({"alpha": 1e60, "offset": "dct"}, "alpha = 1e.60: expected a finite number, at most 1e30 in size"),
         ({"freeze": "alpha"}, "freeze = 'alpha' is of an offset"),
         ({"freeze": "bias"}, "freeze = 'bias': expected 'norm', 'alpha'"),
         ({"method": "offset-only", "density": None}, "method 'offset-only' is of an offset, and the run has none"),

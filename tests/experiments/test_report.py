@@ -15,6 +15,7 @@ from gossamer.experiments.train import train
 
 from .tiny import Make, rows_of
 
+pytestmark = pytest.mark.curves
 VOID = {"meta", "img", "br"}
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -23,6 +23,7 @@ from gossamer.experiments.config import RunConfig
 from gossamer.experiments.runs import RunFolder
 from gossamer.experiments.train import Interrupted, Update, train
 
+from .kills import train_with_kills
 from .tiny import Make, model_of, rows_of
 
 METHODS = {
@@ -147,19 +148,6 @@ def test_the_folder_may_be_spelled_otherwise(make: Make, tmp_path: Path, monkeyp
     assert train(config, resume=True) == result
 
 
-CHILD = """
-import json, os, signal, sys
-from gossamer.experiments import setup
-from gossamer.experiments.config import RunConfig
-from gossamer.experiments.train import train
-config, kill = json.loads(sys.argv[1]), int(sys.argv[2])
-def progress(update):
-    if update.step == kill:
-        os.kill(os.getpid(), signal.SIGKILL)
-train(RunConfig.from_dict(config), resume=True, progress=progress)
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["set", "rewire"])
 def test_sigkill_at_three_random_steps_changes_nothing(make: Make, method: str) -> None:
@@ -179,9 +167,7 @@ def test_sigkill_at_three_random_steps_changes_nothing(make: Make, method: str) 
     whole, parts = make("whole", **values), make("parts", **values)
     train(whole)
     kills = sorted(random.Random(method).sample(range(1, 120), 3))
-    for kill in [*kills, 0]:
-        child = subprocess.run([sys.executable, "-c", CHILD, json.dumps(parts.to_dict()), str(kill)], check=False)
-        assert child.returncode == (-signal.SIGKILL if kill else 0)
+    assert train_with_kills(parts, [*kills, 0]) == [*[-signal.SIGKILL] * 3, 0]
     assert model_of(parts) == model_of(whole)
     assert rows_of(parts) == rows_of(whole)
 

@@ -25,7 +25,7 @@ from gossamer.subspace import Disjoint, SubspaceModel
 
 from .tiny import Make, model_of, rows_of
 
-PRUNED = {"subspace": 100, "projection": "disjoint:equal_per_layer", "origin": "zero"}
+PRUNED = {"subspace": 100, "projection": "disjoint:equal_per_layer", "origin": "zero", "freeze": ["norm"]}
 COUNTS = ("weights", "other weights", "alpha", "norm", "bias", "other")
 
 
@@ -147,7 +147,9 @@ def test_rows_of_a_study_differ_in_it(tmp_path: Path) -> None:
     rows = (
         Row("dense", "dense"),
         Row("k=20", "dense", settings={"subspace": 20}),
-        Row("pruned", "dense", settings={"subspace": 20, "projection": "disjoint", "origin": "zero"}),
+        Row(
+            "pruned", "dense", settings={"subspace": 20, "projection": "disjoint", "origin": "zero", "freeze": ["norm"]}
+        ),
     )
     outcome = run_study(Study("subspaces", base, rows, (0.2,), (0,)), tmp_path)
     assert not outcome.failures
@@ -169,6 +171,7 @@ def test_rows_of_a_study_differ_in_it(tmp_path: Path) -> None:
         ({"projection": "dense"}, "projection = 'dense' is of a subspace, and the run has none; add e.g. --subspace"),
         ({"origin": "zero"}, "origin = 'zero' is of a subspace"),
         ({"subspace": 5, "origin": "zero"}, "with projection = 'fastfood' starts with all weights at zero"),
+        ({**PRUNED, "freeze": []}, "scales of normalisation layers to zero, too, .* add --freeze norm"),
         ({"subspace": 5, "method": "set"}, "method 'set' has none to choose; use --method dense"),
         ({"subspace": 5, "method": "small", "density": 0.2}, "method 'small' has none to choose"),
         ({"subspace": 5, "offset": "dct", "method": "static"}, "start at zero on offset = 'dct'; leave one out"),

@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from gossamer.testing.oracles import Training, lottery_oracle
 from gossamer.tickets import Tickets
 from gossamer.topology import Support
 
+from .kills import train_with_kills
 from .tiny import Make, model_of, rows_of
 
 STEPS, EPSILON = 20, 5
@@ -178,18 +177,6 @@ def test_crashes_change_nothing(ticket: Make, crash: int) -> None:
     assert rows_of(parts) == rows_of(whole)
 
 
-CHILD = """
-import json, os, signal, sys
-from gossamer.experiments.config import RunConfig
-from gossamer.experiments.train import train
-config, kill = json.loads(sys.argv[1]), int(sys.argv[2])
-def progress(update):
-    if update.step == kill:
-        os.kill(os.getpid(), signal.SIGKILL)
-train(RunConfig.from_dict(config), resume=True, progress=progress)
-"""
-
-
 @pytest.mark.slow
 def test_sigkill_in_every_round_changes_nothing(ticket: Make) -> None:
     values: dict[str, Any] = {**VALUES["imp"], "steps": 60, "checkpoint_every": 7, "eval_every": 10, "amp": "bf16"}
@@ -197,9 +184,7 @@ def test_sigkill_in_every_round_changes_nothing(ticket: Make) -> None:
     train(whole)
     draw = random.Random(0)
     kills = [draw.randrange(1, 60), draw.randrange(61, 115), draw.randrange(116, 170)]
-    for kill in [*kills, 0]:
-        child = subprocess.run([sys.executable, "-c", CHILD, json.dumps(parts.to_dict()), str(kill)], check=False)
-        assert child.returncode == (-signal.SIGKILL if kill else 0)
+    assert train_with_kills(parts, [*kills, 0]) == [*[-signal.SIGKILL] * 3, 0]
     assert model_of(parts) == model_of(whole)
     assert rows_of(parts) == rows_of(whole)
 

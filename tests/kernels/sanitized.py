@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from gossamer.errors import ConfigError
-from gossamer.kernels import blocks, rewire, screen, select, sparse
+from gossamer.kernels import blocks, n_m, rewire, screen, select, sparse
 from gossamer.kernels.cpu import library
 from gossamer.kernels.taps import Taps
 from gossamer.kernels.transforms import BlockCosine, Cosine, Hadamard
@@ -85,6 +85,15 @@ def split(draw: random.Random) -> None:
     select.split(weights, active, [torch.empty_like(w) for w in weights], count)
 
 
+def patterns(draw: random.Random) -> None:
+    kernel, along = draw.choice([(), (1,), (3, 3), (5,)]), draw.choice(["inputs", "outputs", "both"])
+    shape = (*(draw.randint(1, 9) * (1 if along == free else 4) for free in ("inputs", "outputs")), *kernel)
+    weight, active = torch.randn(shape), torch.rand(shape) < 0.5
+    view = draw.choice([None, torch.empty(shape)])
+    n = 2 if along == "both" else draw.randint(1, 4)
+    n_m.best_patterns(weight, n, along, draw.choice([None, active]), magnitudes=draw.random() < 0.5, view=view)
+
+
 def lists(draw: random.Random) -> None:
     shape = (draw.randint(1, 1200), draw.randint(1, 300))
     before, after = (some_positions(*shape, draw.choice([0.0, 0.01, 0.3, 1.0]), draw.randrange(1000)) for _ in range(2))
@@ -125,7 +134,7 @@ def main() -> None:
         torch.manual_seed(0)
         with forced(path):
             for _ in range(int(sys.argv[2])):
-                for check in (linear, conv, taps, block_products, damaged, split, lists, transforms):
+                for check in (linear, conv, taps, block_products, damaged, split, patterns, lists, transforms):
                     check(draw)
     sys.stdout.write(f"clean: {' '.join(paths)}\n")
 

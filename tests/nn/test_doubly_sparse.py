@@ -92,20 +92,91 @@ def test_a_whole_model() -> None:
     assert not list(model.parameters())
 
 
-def test_loading_into_another_support() -> None:
+@pytest.mark.parametrize("density", [0.2, 0.4])
+def test_loading_into_another_support(density: float) -> None:
     torch.manual_seed(0)
-    one, two = (DoublySparse.of(SparseLinear(20, 10, 0.2)) for _ in range(2))
+    one, two = DoublySparse.of(SparseLinear(20, 10, density)), DoublySparse.of(SparseLinear(20, 10, 0.2))
     x = activations((4, 20))
+    two(x)
     two.load_state_dict(one.state_dict())
     assert torch.equal(one(x), two(x))
 
 
-def test_damaged_entries_are_refused() -> None:
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("row", lambda row: row + 100, "not ascending rows below 10"),
+        ("row", lambda row: row - 100, "not ascending rows"),
+        ("row", lambda row: row * 0, "not ascending rows"),
+        ("row", lambda row: row.long(), "row torch.int64"),
+        ("start", lambda start: start.flip(0), "do not share out"),
+        ("start", lambda start: start.clamp(min=3), "do not share out"),
+        ("start", lambda start: start.int(), "start is torch.int32"),
+        ("start", lambda start: start[:3], r"start is torch.int64 \(3,\)"),
+        ("values", lambda values: values[:3], r"values torch.float32 \(3,\)"),
+        ("values", lambda values: values.tolist(), "a list"),
+    ],
+)
+def test_damaged_entries_are_refused_and_change_nothing(
+    name: str, damage: Callable[[Tensor], object], message: str, assign: bool
+) -> None:
     doubly = DoublySparse.of(SparseLinear(20, 10, 0.2))
-    state = doubly.state_dict()
-    for name, value in {"row": state["row"] + 100, "start": state["start"].flip(0)}.items():
-        with pytest.raises(CheckpointError, match="no entries"):
-            doubly.load_state_dict({**state, name: value})
+    state, x = doubly.state_dict(), activations((4, 20))
+    before = {key: value.clone() for key, value in state.items()}
+    expected = doubly(x)
+    with pytest.raises(CheckpointError, match=message):
+        doubly.load_state_dict({**state, name: damage(state[name])}, assign=assign)
+    assert all(torch.equal(value, before[key]) for key, value in doubly.state_dict().items())
+    assert torch.equal(doubly(x), expected)
+
+
+def test_what_the_kernel_would_misread_is_refused() -> None:
+    """Entries changed, moved or emptied by hand, and a bias of another size."""
+    x = activations((4, 20))
+
+    def layer() -> DoublySparse:
+        made = DoublySparse.of(SparseLinear(20, 10, 0.2))
+        made(x)
+        return made
+
+    changed, short, typed = layer(), layer(), layer()
+    changed.row[0] = 10**6
+    short.bias, typed.bias = torch.zeros(3), torch.zeros(10, dtype=torch.float64)
+    for doubly, message in ((changed, "not ascending"), (short, r"shape \(3,\)"), (typed, "float64")):
+        with pytest.raises(ConfigError, match=message):
+            doubly(x)
+    meta = layer().to("meta")
+    with pytest.raises(ConfigError, match="on the meta device"):
+        meta(x.to("meta"))
+    with pytest.raises(ConfigError, match="share out"):
+        meta.to_empty(device="cpu").apply(lambda each: each.start.fill_(-1))(x)  # type: ignore[operator]
+    with torch.inference_mode():
+        assert DoublySparse.of(SparseLinear(20, 10, 0.2))(x).shape == (4, 10)
+
+
+def test_a_bias_of_another_dtype_becomes_that_of_the_values() -> None:
+    layer, x = nn.Linear(20, 10), activations((4, 20))
+    wanted = layer(x)
+    layer.bias = nn.Parameter(layer.bias.detach().double())
+    torch.testing.assert_close(DoublySparse.of(layer)(x), wanted.detach())
+
+
+def test_compiled_and_exported_it_is_the_same() -> None:
+    torch._dynamo.reset()
+    doubly, x = DoublySparse.of(SparseConv2d(4, 6, 3, 0.3, padding=1)), activations((2, 4, 5, 5))
+    expected = doubly(x)
+    assert torch.equal(torch.compile(doubly, backend="aot_eager", fullgraph=True)(x), expected)
+    assert torch.equal(torch.export.export(doubly, (x,)).module()(x), expected)
+
+
+def test_hooks_stay() -> None:
+    model, seen = nn.Sequential(SparseLinear(20, 10, 0.2)), []
+    handle = model[0].register_forward_hook(lambda *_: seen.append(1))
+    doubly_sparse(model)(activations((4, 20)))
+    handle.remove()
+    model(activations((4, 20)))
+    assert seen == [1]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +188,10 @@ def test_damaged_entries_are_refused() -> None:
         (lambda: DoublySparse.of(nn.Conv2d(4, 3, 3))(torch.zeros(2, 4, 2, 2)), "smaller than the kernel"),
         (lambda: DoublySparse.of(nn.Linear(4, 3))(torch.zeros(2, 4, dtype=torch.float64)), "float64"),
         (lambda: DoublySparse.of(nn.Linear(4, 3))(torch.zeros(2, 4, requires_grad=True)), "no gradients"),
+        (lambda: DoublySparse.of(nn.Conv2d(4, 3, 1))(torch.zeros(2, 4, 0, 2)), "smaller than the kernel"),
+        (lambda: DoublySparse.of(nn.Linear(4, 3, device="meta")), "on the meta device"),
         (lambda: doubly_sparse(nn.Linear(4, 3)), "no sparse layers"),
+        (lambda: doubly_sparse(None), "model is a NoneType"),  # type: ignore[arg-type]
     ],
 )
 def test_what_cannot_be_is_refused(act: Callable[[], object], message: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import gossamer
 from gossamer.errors import ConfigError
@@ -70,6 +71,7 @@ def test_counts_in_both_modes_round_as_published() -> None:
     for module in (layer, image, local):
         module.eval()
     assert (layer.k, image.k(5, 5), local.k(5, 5)) == (3, 11, 4)
+    assert KWinners2d(30, 0.1, 1.5, local=True).eval().k(5, 5) == 4, "30 * .1 * 1.5 is 4.5, 30 * (.1 * 1.5) is more"
     assert KWinners(3, 0.01).k == KWinners2d(3, 0.01).k(1, 1) == 1, "one always wins"
     assert KWinners(3, 0.5, 2.0).eval().k == 3
 
@@ -254,8 +256,10 @@ def test_gradcheck() -> None:
         ({"density": 0.8, "k_inference_factor": 1.5}, "1.2 of the units would win in evaluation mode; .* up to 1.25"),
         ({"k_inference_factor": 0}, "use a factor above 0"),
         ({"boost_strength": -1}, "boost_strength=-1: this is beta"),
+        ({"boost_strength": 1e30}, "a number from 0 to 80"),
         ({"boost_strength_factor": 1.1}, "boost_strength_factor=1.1"),
         ({"duty_cycle_period": 0}, "duty_cycle_period=0"),
+        ({"duty_cycle_period": 10**30}, "below 2"),
         ({"relu": 1}, "relu=1: expected True or False"),
         ({"reference": "yes"}, "reference='yes': expected True or False"),
     ],
@@ -339,3 +343,63 @@ def test_smoke_with_sparse_layers_and_a_method() -> None:
             optimizer.step()
             optimizer.zero_grad()
         assert loss < 0.5
+
+
+# ---- where it is run ------------------------------------------------------------------------------------------------
+
+
+def test_a_nan_in_one_sample_changes_no_other() -> None:
+    x = torch.tensor([[1.0, 1.0, 1.0, 1.0], [math.nan, 2.0, math.nan, 3.0]])
+    out = KWinners(4, 0.5, boost_strength=0)(x)
+    assert out[0].tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert out[1].isnan().tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_of_half_precision_learns_the_same_duty_cycles(dtype: torch.dtype) -> None:
+    """In bfloat16 a duty cycle of .04 over 10,000 samples would no longer grow."""
+    generator = torch.Generator().manual_seed(0)
+    layer = KWinners(16, 0.25, duty_cycle_period=10_000)
+    other = copy.deepcopy(layer).to(dtype)
+    for _ in range(200):
+        x = torch.randn(50, 16, generator=generator).to(dtype)
+        assert torch.equal(other(x), layer(x.float()).to(dtype))
+    assert torch.equal(layer.duty_cycle, other.duty_cycle)
+    assert KWinners(4).double().duty_cycle.dtype == torch.float64
+    assert KWinners(4).to("meta", dtype).to_empty(device="cpu").duty_cycle.dtype == torch.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [KWinners, KWinners2d])
+def test_compiled_and_exported_it_is_the_same(make: type[KWinners | KWinners2d]) -> None:
+    torch._dynamo.reset()
+    layer, shape = make(6, 0.5), (3, 6) if make is KWinners else (3, 6, 2, 2)
+    compiled = torch.compile(copy.deepcopy(layer), backend="eager", fullgraph=True)
+    for _ in range(2):
+        x = torch.randint(-2, 3, shape).float()  # with ties
+        assert torch.equal(compiled(x), layer(x))
+    assert torch.equal(compiled.duty_cycle, layer.duty_cycle)
+    exported = torch.export.export(layer.eval(), (x,)).module()
+    assert torch.equal(exported(x), layer(x))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_second_forward_pass_in_the_backward_pass_is_refused(reentrant: bool) -> None:
+    layer, x = KWinners(4, 0.5), torch.randn(2, 4, requires_grad=True)
+    out = checkpoint(layer, x, use_reentrant=reentrant)
+    with pytest.raises(ConfigError, match="leave them out of activation checkpointing"):
+        out.sum().backward()
+    checkpoint(layer.eval(), x, use_reentrant=reentrant).sum().backward()
+
+
+def test_what_is_no_activation() -> None:
+    for x, message in (
+        ([1.0, 2.0], "the input is a list"),
+        (torch.eye(4).to_sparse(), "x.to_dense()"),
+        (torch.ones(2, 4).long(), "x.float()"),
+        (torch.ones(2, 4, dtype=torch.complex64), "real floating point"),
+    ):
+        layer = KWinners(4)
+        with pytest.raises(ConfigError, match=message.replace("(", r"\(").replace(")", r"\)")):
+            layer(x)  # type: ignore[arg-type]
+        assert int(layer.learning_iterations) == 0

@@ -291,12 +291,33 @@ def test_repr() -> None:
 # -- refusals --
 
 
+class Undecorated(Offset):
+    """Its layers would share the D of the first."""
+
+    def matrix(self, rows: int, columns: int, seed: int = 0) -> Tensor:
+        return torch.zeros(rows, columns, dtype=torch.float64)
+
+
 def test_what_is_refused() -> None:
     full: Any = Support.full((3, 4))
+    empty, hooked = nn.Linear(1, 3), nn.Linear(4, 3)
+    empty.weight = nn.Parameter(torch.empty(3, 0))
+    del hooked.weight
+    hooked.weight = torch.zeros(3, 4)  # type: ignore[assignment]
     cases: list[tuple[Any, str]] = [
         (lambda: OffsetLinear(4, 3, offset="dct"), "offset is a str; expected an Offset"),  # type: ignore[arg-type]
+        (lambda: OffsetLinear(4, 3, offset=DCT), r"the class DCT; expected an Offset, e.g. .*DCT\(\)"),  # type: ignore[arg-type]
         (lambda: OffsetLinear(4, 3, alpha=float("nan")), "alpha=nan: expected a finite number"),
         (lambda: OffsetLinear(4, 3, alpha=True), "alpha=True"),
+        (lambda: OffsetLinear(4, 3, alpha=10**400), "beyond what torch.float32 holds"),
+        (lambda: OffsetLinear(4, 3, alpha=1e6, dtype=torch.float16), "beyond what torch.float16 holds"),
+        (lambda: OffsetLinear(4, 3, seed=2**63), "it is kept in 64 bits"),
+        (lambda: OffsetLinear(4, 3, offset=Undecorated()), "Undecorated is no dataclass"),
+        (lambda: OffsetConv2d.from_dense(nn.Conv2d(4, 3, 3, padding_mode="circular")), "padding_mode='circular'"),
+        (lambda: OffsetLinear.from_dense(nn.Linear(4, 3, dtype=torch.complex64)), "holds floating point values"),
+        (lambda: OffsetLinear.from_dense(empty), r"shape \(3, 0\) has no entries"),
+        (lambda: OffsetLinear.from_dense(hooked), "no Parameter, a hook makes it"),
+        (lambda: OffsetLinear(4, 3)(torch.randn(2, 4).to_sparse()), "sparse layers take dense ones"),
         (lambda: OffsetLinear(4, 3, train_alpha="no"), "train_alpha='no'"),  # type: ignore[arg-type]
         (lambda: OffsetLinear(4, 3, seed=1.5), "seed=1.5"),  # type: ignore[arg-type]
         (lambda: OffsetLinear(0, 3), "in_features=0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from typing import Any
 
 import pytest
 import torch
@@ -147,3 +148,42 @@ def test_dense_memory() -> None:
     assert is_dense(torch.zeros(1, 1, 3))
     assert not is_dense(x[:, :2])
     assert not is_dense(x[:1].expand(2, 3, 4))
+
+
+class _AsIntegers(torch.autograd.Function):
+    """x times its own bits, which are saved as a view of the same memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bits: Tensor) -> Tensor:
+        ctx.save_for_backward(bits)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        (bits,) = ctx.saved_tensors
+        return slope * bits, None
+
+
+def test_memory_read_as_another_dtype_is_saved_as_it_is() -> None:
+    layer, x = KWinners(8, 0.5).eval(), torch.randn(3, 8, requires_grad=True)
+
+    def slope() -> Tensor:
+        out = layer(x)
+        return _AsIntegers.apply(out, out.detach().view(torch.int32)).sum()
+
+    (wanted,) = torch.autograd.grad(slope(), x)
+    with compressed_winners():
+        loss = slope()
+    assert torch.equal(torch.autograd.grad(loss, x)[0], wanted)
+
+
+@pytest.mark.slow
+def test_compiled_code_saves_winners_as_they_are() -> None:
+    torch._dynamo.reset()
+    model, x = nn.Sequential(nn.Linear(4, 6), KWinners(6, 0.5), nn.Linear(6, 2)).eval(), torch.randn(3, 4)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with compressed_winners() as saved:
+        loss = compiled(x).square().sum()
+    assert saved.kept == 0
+    got = torch.autograd.grad(loss, list(model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(got, gradients(model, x), strict=True))

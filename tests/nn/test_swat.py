@@ -15,6 +15,9 @@ from gossamer.nn.swat import SwatConv2d, SwatLinear, swat
 
 CASES: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
     (lambda: nn.Linear(12, 7), (5, 12)),
+    (lambda: nn.Linear(12, 7), (12,)),
+    (lambda: nn.Linear(12, 7), (0, 12)),
+    (lambda: nn.Conv2d(4, 6, 3), (4, 7, 8)),
     (lambda: nn.Linear(12, 7, bias=False), (3, 5, 12)),
     (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (5, 4, 7, 8)),
 ]
@@ -79,6 +82,57 @@ def test_what_is_saved_is_small() -> None:
     assert sorted(sizes) == [500 * 4, 500 * 4, 1000 * 4]  # values, positions, the weight
 
 
+def test_nothing_is_chosen_where_no_weight_gradient_follows() -> None:
+    layer = swat(nn.Linear(12, 7), activations=0.1).requires_grad_(False)
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(tensor.numel()) or tensor, lambda t: t):
+        layer(torch.randn(5, 12, requires_grad=True)).sum().backward()
+    assert sizes == [7 * 12], "the weight alone"
+
+
+@pytest.mark.parametrize(("make", "shape"), [CASES[0], CASES[-1]])
+def test_under_autocast_it_is_as_the_dense_layer(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    layer, x = make(), torch.randn(shape)
+    found = []
+    for each in (layer, swat(copy.deepcopy(layer))):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = each(x)
+        out.float().square().sum().backward()
+        found.append((out, *(p.grad for p in each.parameters())))
+    for wanted, got in zip(*found, strict=True):
+        assert got.dtype == wanted.dtype
+        torch.testing.assert_close(got, wanted, rtol=0.02, atol=0.02)
+
+
+def test_nan_is_handed_on() -> None:
+    """A gradient scaler that overflowed skips the step when it sees it."""
+    layer = swat(nn.Linear(4, 3), activations=0.3, gradients=0.3)
+    (layer(torch.randn(5, 4)) * torch.nan).sum().backward()
+    assert layer.weight.grad.isnan().all()
+    layer(torch.full((5, 4), torch.nan))
+
+
+@pytest.mark.parametrize(("make", "shape"), [*CASES, (lambda: nn.Linear(12, 7), (12,))])
+@pytest.mark.parametrize("amp", [False, True])
+def test_shapes_and_autocast_are_those_of_the_dense_layer(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], amp: bool
+) -> None:
+    torch.manual_seed(0)
+    layer, x = make(), torch.randn(shape)
+    thin = swat(copy.deepcopy(layer), activations=0.5, gradients=0.5)
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        given, wanted = x.clone().requires_grad_(), x.clone().requires_grad_()
+        out, expected = thin(given), layer(wanted)
+    assert (out.dtype, out.shape) == (expected.dtype, expected.shape)
+    torch.testing.assert_close(out, expected)
+    out.float().sum().backward()
+    expected.float().sum().backward()
+    assert given.grad is not None
+    torch.testing.assert_close(given.grad, wanted.grad)
+    assert all(p.grad is not None and p.grad.dtype == p.dtype for p in thin.parameters())
+
+
 def test_it_goes_with_sparse_weights() -> None:
     torch.manual_seed(0)
     model = swat(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)), activations=0.3)
@@ -99,6 +153,8 @@ def test_it_goes_with_sparse_weights() -> None:
     ("make", "message"),
     [
         (lambda: swat(nn.ReLU()), "no torch.nn.Linear"),
+        (lambda: swat(nn.Conv2d(2, 2, 3, padding="same")), "by a number of pixels"),
+        (lambda: swat("model"), "model is a str"),
         (lambda: swat(nn.Linear(3, 2), activations=20), "0.2"),
         (lambda: SwatLinear.from_dense(nn.Conv2d(1, 1, 1)), "not of a Conv2d"),
     ],

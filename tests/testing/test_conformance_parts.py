@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gossamer.testing import AllocationLaws, QuotaLaws, ScoreLaws, StructureLaws
 from gossamer.topology import FanIn, Score, Unstructured, quota, score, select_top, uniform
-from gossamer.topology.allocations import Proportional
+from gossamer.topology.proportional import Proportional
 
 CALLS = itertools.count()
 

@@ -115,3 +115,13 @@ def test_with_sparsify(rule: Static | Select) -> None:
         assert bool((parameter[~mask] == 0).all())
     unlike = select_top([torch.rand(20, 40)], 160)[0]
     assert not structure.is_valid(unlike)
+
+
+def test_weights_without_entries() -> None:
+    for shape in ((0, 4), (4, 0), (3, 0, 2)):
+        for structure in (Complementary(), gossamer.topology.FanIn()):
+            (mask,) = structure.select([torch.zeros(shape)], 0)
+            assert mask.shape == shape
+            assert structure.is_valid(mask)
+    with pytest.raises(ConfigError, match="exact='true': expected True or False"):
+        gossamer.topology.FanIn(exact="true")  # type: ignore[arg-type]

@@ -5,13 +5,34 @@ from __future__ import annotations
 from typing import Any
 
 from gossamer.testing import AllocationLaws, QuotaLaws, ScoreLaws, StructureLaws
-from gossamer.topology import NM, FanIn, Quota, Score, Unstructured, quotas, resolve_allocation, scores
-from gossamer.topology.allocations import ALLOCATIONS
+from gossamer.topology import (
+    ALLOCATIONS,
+    NM,
+    Block,
+    Channels,
+    FanIn,
+    Quota,
+    Score,
+    Structure,
+    Unstructured,
+    quotas,
+    resolve_allocation,
+    scores,
+)
 
 SCORES = {name: value for name, value in vars(scores).items() if isinstance(value, Score)}
 QUOTAS = {name: value for name, value in vars(quotas).items() if isinstance(value, Quota)}
 QUOTAS |= {f"gain_below_{target:g}": quotas.gain_below(target) for target in (1, 2)}
-STRUCTURES = {"Unstructured": Unstructured(), "FanIn": FanIn(), "TwoOfFour": NM(2, 4), "OneOfFour": NM(1, 4)}
+STRUCTURES: dict[str, Structure] = {
+    "Unstructured": Unstructured(),
+    "FanIn": FanIn(),
+    "TwoOfFour": NM(2, 4),
+    "OneOfFour": NM(1, 4),
+    "Block": Block(2),
+    "BlockOfRows": Block(1, 3),
+    "Outputs": Channels(p=float("inf")),
+    "Inputs": Channels("inputs", p=float("inf")),
+}
 
 
 def laws_of(base: type, name: str, part: Any) -> None:
@@ -41,6 +62,27 @@ class TestExactFanIn(StructureLaws):
 
     def make(self) -> FanIn:
         return FanIn(exact=True)
+
+
+class TestTransposable(StructureLaws):
+    shapes = ((4, 8), (4, 4, 2), (8, 4))
+
+    def make(self) -> NM:
+        return NM(2, 4, transposable=True)
+
+
+class TestTransposableOneOfTwo(StructureLaws):
+    shapes = ((4, 6), (2, 4, 2), (2, 2))
+
+    def make(self) -> NM:
+        return NM(1, 2, transposable=True)
+
+
+class TestAlongOutputs(StructureLaws):
+    shapes = ((4, 8), (4, 4, 2), (8, 1))
+
+    def make(self) -> NM:
+        return NM(2, 4, axis="outputs")
 
 
 class TestExplicitAllocation(AllocationLaws):

@@ -208,7 +208,7 @@ _RANGES: dict[str, _Range] = {
     "eval_every": _AT_LEAST_ONE,
     "checkpoint_every": _AT_LEAST_ONE,
     "threads": (lambda v: 1 <= v <= 1024, "1 to 1024"),
-    "alpha": (math.isfinite, "a finite number"),
+    "alpha": (lambda v: abs(v) <= 1e30, "a finite number, at most 1e30 in size"),
 }
 
 

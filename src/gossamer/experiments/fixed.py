@@ -71,7 +71,8 @@ def apply(model: nn.Module, config: ResolvedConfig, targets: Targets) -> tuple[n
     long as nothing makes it sparse.
 
     Raises:
-        ConfigError: a targeted weight is of no layer that can have an offset, or the subspace has too many dimensions.
+        ConfigError: a targeted weight is of no layer that can have an offset, the subspace has too many dimensions, or
+            its origin would zero the scales of normalisation layers.
     """
     if config.offset is not None:
         model, targets = _put(model, config, targets)
@@ -83,6 +84,12 @@ def apply(model: nn.Module, config: ResolvedConfig, targets: Targets) -> tuple[n
         if frozen or row.name in idle:
             row.parameter.requires_grad_(False)
     if config.subspace is not None:
+        scales = any(isinstance(row.module, NORMS) and row.parameter.requires_grad for row in rows)
+        if scales and config.origin == "zero":
+            raise ConfigError(
+                f"subspace = {config.subspace}: origin = 'zero' sets the scales of normalisation layers to zero, too, "
+                "and no signal passes them; add --freeze norm"
+            )
         model, kept = subspaces.put(model, config.subspace, config)
         table = coverage(rows, kept)
     return model, targets, table

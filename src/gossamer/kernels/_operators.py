@@ -14,6 +14,7 @@ from . import reference
 from .cpu.library import Library, call, native, threads
 
 LANES = 16
+_COPIED = 2**18  # points of one channel that a native kernel may copy at a time whatever the image
 _library = torch.library.Library("gossamer", "DEF")
 _library.define("pack(Tensor x) -> Tensor")
 _library.define("unpack(Tensor packed, SymInt batch) -> Tensor")
@@ -176,6 +177,15 @@ def _geometry(x: Tensor, shape: Sequence[int], how: Sequence[Any]) -> list[int]:
     return [*x.shape[:4], shape[0], *shape[2:], *stride, *padding, *dilation, groups, *out]
 
 
+def spread(size: Sequence[int], taps: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Whether taps lie so far apart that what one row of output reads is too much for native kernels to copy.
+
+    They cannot report that there is no memory for it. size, taps: heights and widths, of the image and of the kernel.
+    """
+    rows, columns = ((count - 1) * step + 1 for count, step in zip(taps, dilation, strict=True))
+    return rows * (size[1] + 2 * padding[1] + columns) > max(_COPIED, 4 * size[0] * size[1])
+
+
 def _as_struct(geometry: Sequence[int]) -> Any:
     return ctypes.byref((ctypes.c_int64 * len(geometry))(*geometry))
 
@@ -184,7 +194,7 @@ def _as_struct(geometry: Sequence[int]) -> Any:
 def _conv(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, shape: list[int], *how: Any) -> Tensor:
     _check_sizes(shape[0], bias)
     library = _native_for(x, values, bias)
-    if library is None:
+    if library is None or spread(x.shape[2:4], shape[2:], *how[1:3]):
         return reference.conv_forward(index, values, bias, x, shape, *how)
     y = _conv_like(x, values, index, bias, shape, *how)
     if y.numel():
@@ -206,7 +216,7 @@ def _conv_backward(
 ) -> tuple[Tensor, Tensor]:
     *how, to_x, to_values = rest
     library = _native_for(x, values, dy)
-    if library is None:
+    if library is None or spread(x.shape[2:4], shape[2:], *how[1:3]):
         return reference.conv_backward(index, values, x, dy, shape, *how, to_x, to_values)
     dx, dvalues = _backward_like(x, values, index, dy, to_x, to_values)
     if not dy.numel():

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from .cpu import library
+from .gpu import threshold
+from .gpu.runtime import on_gpu
 
 
 def split(
@@ -21,12 +23,28 @@ def split(
     the rest becomes +0. All tensors of a weight have its shape; the masks returned are new, and exactly those of
     ``topology.rules.select_alive`` over the magnitudes. Per weight 4 bytes are read and 5 written, in one pass.
 
-    None: nothing was decided, and the views hold anything. So it is where tensors are not contiguous float32 on the
-    CPU, without the native library, for values that are not finite, where very many magnitudes are equal, where one of
-    several weights would be left without any and, rarely, when a sample of the weights misleads.
+    A single weight on a CUDA device is split there, see `gpu.threshold`; then a value that is not finite counts as
+    the largest, for finding one would make the host wait.
+
+    None: nothing was decided, and the views hold anything. So it is where other tensors are not contiguous float32 on
+    the CPU, without the native library, for values that are not finite, where very many magnitudes are equal, where one
+    of several weights would be left without any and, rarely, when a sample of the weights misleads.
     """
+    if len(weights) == 1 and on_gpu(*weights):
+        return _split_on_gpu(weights[0], active[0], views[0], count)
     found = _split(weights, active, views, count)
     return None if found is None else found[0]
+
+
+def _split_on_gpu(weight: Tensor, active: Tensor, view: Tensor, count: int) -> list[Tensor] | None:
+    """The same without waiting for the device, so that a CUDA graph can capture it; what is not finite is not found."""
+    plain = weight.dtype == view.dtype and weight.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    together = all(tensor.is_contiguous() for tensor in (weight, active, view))
+    if not plain or not together or not 0 < count <= weight.numel() <= threshold.MOST:
+        return None
+    mask = torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
+    threshold.masked_into(weight, active, threshold.triton_key(weight, active, count), view, mask)
+    return [mask]
 
 
 def largest(values: Tensor, count: int, first: int | None = None) -> Tensor | None:
@@ -45,8 +63,8 @@ def _split(
     weights: Sequence[Tensor], active: Sequence[Tensor], views: Sequence[Tensor], count: int
 ) -> tuple[list[Tensor], bool] | None:
     """See `split`; and whether active entries of equal magnitudes were told apart by their positions."""
-    native = library.native() if _built() else None
-    if native is None or not all(map(_plain, (*weights, *views))) or not all(mask.is_contiguous() for mask in active):
+    native = library.native() if built() else None
+    if native is None or not all(map(plain, (*weights, *views))) or not all(mask.is_contiguous() for mask in active):
         return None
     masks = [torch.empty(weight.shape, dtype=torch.bool) for weight in weights]
     sizes = (ctypes.c_int64 * len(weights))(*[weight.numel() for weight in weights])
@@ -56,12 +74,13 @@ def _split(
 
 
 @functools.cache
-def _built() -> bool:
+def built() -> bool:
     """Without the library nobody is told that it is missing: this is only a faster way."""
     return library.path() is not None
 
 
-def _plain(tensor: Tensor) -> bool:
+def plain(tensor: Tensor) -> bool:
+    """Whether the native code can take the tensor as it lies."""
     return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
 from . import sparse
-from ._operators import _as_struct, _geometry
+from ._operators import _as_struct, _geometry, spread
 from .cpu.library import Library, call, native, threads
 
 Pair = tuple[int, int]
@@ -48,7 +48,7 @@ class Taps:
 
     def apply(self, z: Tensor) -> Tensor:
         """Images from z: packed (tiles, channels, height, width, 16), or plain (batch, channels, height, width)."""
-        library = _native_for(z)
+        library = self._native_for(z, z.shape[2:4])
         if z.ndim == 4:
             return sparse.unpack(self.apply(sparse.pack(z)), len(z)) if library else self._reference(z)
         if library is None:
@@ -63,7 +63,7 @@ class Taps:
 
     def transpose(self, g: Tensor, size: Sequence[int]) -> Tensor:
         """The gradient of z, whose height and width are `size`, from that of the images."""
-        library = _native_for(g)
+        library = self._native_for(g, size)
         if g.ndim == 4:
             if library is None:
                 return self._reference_transpose(g, size)
@@ -77,6 +77,11 @@ class Taps:
         geometry = _as_struct(self._geometry(dz.shape))
         call(library.taps_backward, g, *factors, dz, geometry, self.mix.shape[1], threads())
         return dz
+
+    def _native_for(self, x: Tensor, size: Sequence[int]) -> Library | None:
+        if x.dtype != torch.float32 or spread(size, self.filters.shape[2:], self.padding, self.dilation):
+            return None
+        return native()
 
     def _how(self, groups: int) -> Any:
         return self.stride, self.padding, self.dilation, groups
@@ -102,10 +107,6 @@ class Taps:
         slope = conv2d_input(planes, self.filters.to(g.dtype), g, *self._how(len(self.mix)))
         grouped = slope.view(len(g), self.groups, planes[1] // self.groups, size[0] * size[1])
         return (self._by_output(g.dtype).mT @ grouped).view(len(g), self.channels, *size)
-
-
-def _native_for(x: Tensor) -> Library | None:
-    return native() if x.dtype == torch.float32 else None
 
 
 def _plain(packed: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from ..topology import (
     PruneThen,
     Schedule,
     Select,
+    Structure,
+    Unstructured,
     check_density,
     scores,
 )
@@ -30,11 +32,13 @@ def one_shot(
     at: int | float = 0.5,
     scope: Literal["layer", "global"] = "global",
     allocation: Allocation | str | Mapping[str, Any] = "uniform",
+    structure: Structure | None = None,
 ) -> Method:
     """One-shot magnitude pruning: train dense, keep the largest weights once, go on training those.
 
     at: when, a step or a fraction of training; 0 is before training. scope: one threshold over all weights, or
         "layer": the largest of each, as many as the allocation says.
+    structure: which sets are allowed, e.g. `NM(2, 4)` with scope="layer"; None: any.
 
     Learning-rate schedule and optimizer state go on; to start the schedule again see `lottery`. Each layer keeps at
     least one entry.
@@ -49,6 +53,7 @@ def one_shot(
         rule=Select(scores.magnitude),
         clock=Clock(every=math.inf, also=(at,)),
         scope=scope,
+        structure=structure or Unstructured(),
     )
 
 
@@ -61,6 +66,7 @@ def gmp(
     initial: float = 1.0,
     scope: Literal["layer", "global"] = "layer",
     allocation: Allocation | str | Mapping[str, Any] = "uniform",
+    structure: Structure | None = None,
 ) -> Method:
     """GMP (gradual magnitude pruning): a dense network loses its smallest weights along a cubic schedule.
 
@@ -68,6 +74,7 @@ def gmp(
 
     every: ΔT. start, stop: t_0 and t_end; the final density is reached at `stop` exactly, and kept. initial: d_i.
     scope: "layer" prunes every layer to its own count, "global" by one threshold.
+    structure: which sets are allowed, e.g. `Block(16)`; None: any. N:M has one density only: see `one_shot`.
 
     Pruned weights are zero, get no gradient and stay pruned: supports are nested. Each layer keeps at least one entry.
     """
@@ -82,6 +89,7 @@ def gmp(
         rule=Select(scores.magnitude),
         clock=Clock(every=every, start=start, stop=stop, also=(stop,)),
         scope=scope,
+        structure=structure or Unstructured(),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ..method import Exploit, Init, Live, Method, Reset
-from ..topology import Allocation, Clock, Select, scores
+from ..topology import Allocation, Clock, Select, Structure, Unstructured, scores
 from ._registry import named
 
 
@@ -24,6 +24,7 @@ def rewire(
     allocation: Allocation | str | Mapping[str, Any] = "erk",
     scope: Literal["layer", "global"] = "layer",
     init: Init | None = None,
+    structure: Structure | None = None,
 ) -> Method:
     """Rewire: the largest weights take part, all weights are trained, inactive ones are reset now and then.
 
@@ -38,6 +39,7 @@ def rewire(
     allocation: how density is shared over weights. The paper keeps d in every layer ("uniform"); the default
         "erk" is safer on nets of unequal layers (a documented deviation).
     scope: "layer", or "global" for one threshold over all weights; each layer keeps at least one entry.
+    structure: which sets are allowed, e.g. `NM(2, 4)` or `Block(16)` of `gossamer.topology`; None: any.
     init: the first support (None: the largest |w|), e.g. `foresight.synflow(inputs=(3, 32, 32))`. With every=1 it
         lasts one step: what stays
         are its counts of layers, and with scope="global" not these either.
@@ -56,4 +58,5 @@ def rewire(
         clock=Clock(every=every),
         inactive=Live(scale=scale, scale_on=scale_on, exploit=exploit),
         scope=scope,
+        structure=structure or Unstructured(),
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ..method import Init, Method, Zero
-from ..topology import Allocation, Clock, DropGrow, Schedule, scores
+from ..topology import Allocation, Clock, DropGrow, Schedule, Structure, Unstructured, scores
 from ._fractions import cosine
 from ._registry import named
 
@@ -22,6 +22,7 @@ def rigl(
     newborn: Literal["neutral", "zero"] = "neutral",
     grace: int | float = 0,
     init: Init | None = None,
+    structure: Structure | None = None,
 ) -> Method:
     """RigL: drops the smallest active weights and grows those with the largest gradient.
 
@@ -34,6 +35,7 @@ def rigl(
     scope: "global" lets all weights compete, in dropping and in growing; each keeps at least one entry.
     newborn: optimizer slots of new weights, "neutral" or "zero" (the paper's; a jump of 3.16 lr under Adam).
     grace: new weights are not dropped before this age, in steps or as a fraction of training; 0 in the paper.
+    structure: which sets are allowed, e.g. `Block(16)` or `Channels()` of `gossamer.topology`; None: any.
     init: the first support (None: at random), e.g. `foresight.snip(loader)`, whose counts then stand, not the
         allocation's.
 
@@ -51,6 +53,7 @@ def rigl(
         rule=DropGrow(scores.magnitude, scores.gradient, schedule, grace=grace),
         clock=clock,
         inactive=Zero(newborn=newborn),
+        structure=structure or Unstructured(),
         scope=scope,
         at="replace",
     )
@@ -66,11 +69,13 @@ def rigl_itop(
     newborn: Literal["neutral", "zero"] = "neutral",
     grace: int | float = 0,
     init: Init | None = None,
+    structure: Structure | None = None,
 ) -> Method:
     """RigL-ITOP: RigL that drops much and waits long, so that each new weight is reliably explored.
 
     fraction: alpha; a number decays by cosine to .005 at the end of training. every: ΔT, optimizer steps, long
         against RigL's 100. stop: no rewiring from here on. newborn, grace: as in `rigl`.
+    structure: as in `rigl`.
     init: as in `rigl`.
 
     Unlike RigL it takes the update first and then rewires: drops by the new |w|, grows by |g| of the same batch.
@@ -85,4 +90,5 @@ def rigl_itop(
         rule=DropGrow(scores.magnitude, scores.gradient, schedule, grace=grace),
         clock=Clock(every=every, stop=stop),
         inactive=Zero(newborn=newborn),
+        structure=structure or Unstructured(),
     )

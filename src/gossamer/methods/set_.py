@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ..errors import check_flag
 from ..method import Init, Method, Zero
-from ..topology import Allocation, Clock, DropGrow, Linear, Schedule, scores
+from ..topology import Allocation, Clock, DropGrow, Linear, Schedule, Structure, Unstructured, scores
 from ._fractions import cosine
 from ._registry import named
 
@@ -24,6 +24,7 @@ def set_(
     newborn_std: float = 0.0,
     grace: int | float = 0,
     init: Init | None = None,
+    structure: Structure | None = None,
 ) -> Method:
     """SET: drops the weights closest to zero and grows as many at random positions.
 
@@ -36,6 +37,8 @@ def set_(
         N(0, newborn_std^2); 0.1 in the reference's NumPy code, 0 in its Keras code and here.
     allocation: "erk" at a density that is given; the original has "er", its density following from epsilon = 20.
     grace: new weights are not dropped before this age, in steps or as a fraction of training; 0 in the paper.
+    structure: which sets are allowed, e.g. `Block(16)` of `gossamer.topology`, which needs
+        split_signs=False; None: any.
     init: the first support (None: at random), e.g. `foresight.snip(loader)`, whose counts then stand, not the
         allocation's.
 
@@ -53,6 +56,7 @@ def set_(
         rule=DropGrow(drop, scores.random, schedule, grace=grace),
         clock=Clock(every=every, stop=stop),
         inactive=Zero(newborn=newborn, newborn_std=newborn_std),
+        structure=structure or Unstructured(),
     )
 
 
@@ -66,11 +70,13 @@ def set_itop(
     newborn: Literal["neutral", "zero"] = "neutral",
     grace: int | float = 0,
     init: Init | None = None,
+    structure: Structure | None = None,
 ) -> Method:
     """SET-ITOP: SET that drops much and waits long, so that each new weight is reliably explored.
 
     fraction: zeta; a number decays by cosine to .005 at the end of training. every: steps between rewirings, long
         against the 100 of SET and RigL. stop: no rewiring from here on. newborn, grace: as in `set_`.
+    structure: which sets are allowed, e.g. `Block(16)` of `gossamer.topology`; None: any.
     init: as in `set_`.
 
     Weights are dropped by |w|, both signs together. Deviations: counts are exact; in the authors' code random growth
@@ -85,4 +91,5 @@ def set_itop(
         rule=DropGrow(scores.magnitude, scores.random, schedule, grace=grace),
         clock=Clock(every=every, stop=stop),
         inactive=Zero(newborn=newborn),
+        structure=structure or Unstructured(),
     )

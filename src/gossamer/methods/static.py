@@ -30,8 +30,8 @@ def static(
     init: the first support (None: at random), e.g. `foresight.snip(loader)`, whose counts then stand, not the
         allocation's.
     structure: which sets are allowed: `FanIn(exact=True)` (in text fanin:true), the same number for every filter of a
-        layer; `Complementary()`, filters that share out the inputs; `NM(2, 4)`. None: any, and `FanIn()` with
-        "equal_per_filter". Counts are rounded to what it can have.
+        layer; `Complementary()`, filters that share out the inputs; `NM(2, 4)`; `Block(16)`; `Channels()`. None: any,
+        and `FanIn()` with "equal_per_filter". Counts are rounded to what it can have.
 
     The floor every dynamic method must beat. Kept weights start at the model's own initial values, unscaled.
     """

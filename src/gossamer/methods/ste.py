@@ -22,6 +22,7 @@ def ste(
     allocation: Allocation | str | Mapping[str, Any] = "erk",
     scope: Literal["layer", "global"] = "layer",
     init: Init | None = None,
+    structure: Structure | None = None,
 ) -> Method:
     """STE (DNW): the largest weights take part, all weights are trained as if they did.
 
@@ -29,6 +30,7 @@ def ste(
     `rewire` without exploitation.
 
     every: steps between two choices of the support. allocation: "uniform" in the sources. scope: "layer" or "global".
+    structure: which sets are allowed, e.g. `NM(2, 4)` or `Block(16)` of `gossamer.topology`; None: any.
     init: the first support (None: the largest |w|), as in `rewire`: with every=1 it lasts one step, and what stays
         are its counts of layers.
     """
@@ -41,6 +43,7 @@ def ste(
         clock=Clock(every=every),
         inactive=Live(),
         scope=scope,
+        structure=structure or Unstructured(),
     )
 
 
@@ -56,6 +59,7 @@ def sr_ste(
     every: int | float = 1,
     allocation: Allocation | str | Mapping[str, Any] = "uniform",
     init: Init | None = None,
+    structure: Structure | None = None,
 ) -> Method:
     """SR-STE: straight-through training of N:M sparse weights with a decay on those that are left out.
 
@@ -70,6 +74,8 @@ def sr_ste(
         within each weight:
         ``foresight.synflow(..., scope="layer")``; then nothing of it stays, else its counts of layers.
 
+    structure: instead of `group`, any other, e.g. `NM(2, 4, transposable=True)` of `gossamer.topology`.
+
     Deviations: groups run along the inputs at a fixed kernel position (the hardware layout); the authors' code has a
     version with another order. Inputs that do not divide by M are refused.
     """
@@ -81,7 +87,7 @@ def sr_ste(
         rule=Select(scores.magnitude),
         clock=Clock(every=every),
         inactive=Live(decay=decay),
-        structure=_groups(density, group),
+        structure=_groups(density, group) if structure is None else structure,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ..errors import check_number
 from ..method import Init, Live, Method
-from ..topology import Allocation, Clock, Schedule, Select, check_density, scores
+from ..topology import Allocation, Clock, Schedule, Select, Structure, Unstructured, check_density, scores
 from ._registry import named
 
 
@@ -26,6 +26,7 @@ def topkast(
     allocation: Allocation | str | Mapping[str, Any] = "erk",
     scope: Literal["layer", "global"] = "layer",
     init: Init | None = None,
+    structure: Structure | None = None,
 ) -> Method:
     """Top-KAST: the largest weights take part; those and the next in rank are trained, the rest is left alone.
 
@@ -39,6 +40,7 @@ def topkast(
     decay: of the regulariser, instead of the optimizer's weight decay; 0 leaves it out.
     allocation: the paper keeps D in every layer ("uniform"); "erk" is safer on nets of unequal layers.
     scope: "layer", or "global" for one threshold over all weights.
+    structure: which sets are allowed, e.g. `NM(2, 4)` or `Block(16)` of `gossamer.topology`; None: any.
     init: the first A (None: the largest |w|), e.g. `foresight.synflow(inputs=(3, 32, 32))`. With every=1 it lasts
         one step: what stays
         are its counts of layers, and with scope="global" not these either.
@@ -58,4 +60,5 @@ def topkast(
         clock=Clock(every=every, stop=stop),
         inactive=Live(reach=reach, decay=decay / density, active_decay=decay),
         scope=scope,
+        structure=structure or Unstructured(),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import _packed_operators as _packed_operators  # teaches packed activations PyTorch's operators
+from ._deployment import to_torch_semi_structured
 from ._moves import Moves
 from ._saved_winners import SavedWinners, compressed_winners
 from .block import BlockSparseLinear
@@ -14,6 +15,7 @@ from .k_winners import KWinners, KWinners2d, update_boost
 from .linear import SparseLinear
 from .offset import OffsetConv2d, OffsetLinear
 from .packed import PackedActivation
+from .semi_structured import SemiStructuredConv2d, SemiStructuredLinear
 from .swat import SwatConv2d, SwatLinear, swat
 from .weight import SparseWeight
 
@@ -30,6 +32,8 @@ __all__ = [
     "OffsetLinear",
     "PackedActivation",
     "SavedWinners",
+    "SemiStructuredConv2d",
+    "SemiStructuredLinear",
     "SparseConv1d",
     "SparseConv2d",
     "SparseLinear",
@@ -40,5 +44,6 @@ __all__ = [
     "conversion_report",
     "doubly_sparse",
     "swat",
+    "to_torch_semi_structured",
     "update_boost",
 ]

@@ -64,28 +64,29 @@ def laid_out(values: Tensor, index: Tensor, shape: tuple[int, int]) -> Tensor:
 class BlockMoves:
     """A change of support.
 
-    source: int64, for each stored block its place before, or -1 if it is newborn. before: how many there were.
+    source: int64, for each stored block its place before, or -1 if it is newborn. real: which values of the
+    blocks before lie within the weight.
     """
 
     source: Tensor
-    before: int
+    real: Tensor
 
     @classmethod
-    def between(cls, old: Tensor, new: Tensor) -> BlockMoves:
+    def between(cls, old: Tensor, new: Tensor, shape: tuple[int, int], side: int) -> BlockMoves:
         """Of two ascending indices."""
         at = torch.searchsorted(old, new).clamp(max=max(len(old) - 1, 0))
         found = old[at] == new if len(old) else torch.zeros_like(new, dtype=torch.bool)
-        return cls(torch.where(found, at, -1), len(old))
-
-    @property
-    def old(self) -> Tensor:
-        """Places of the surviving blocks before."""
-        return self.source[self.source >= 0]
+        return cls(torch.where(found, at, -1), blocks.inside(old, shape, side))
 
     @property
     def born(self) -> Tensor:
         """Places of newborn blocks, after."""
         return (self.source < 0).nonzero().view(-1)
+
+    def survivors(self, held: Tensor) -> Tensor:
+        """Return what the values of surviving blocks had, without those beyond the edges of the weight."""
+        kept = self.source[self.source >= 0]
+        return held[kept][self.real[kept].expand(-1, *held.shape[1:])]
 
     def carried(self, held: Tensor, rest: float = 0.0) -> Tensor:
         """Return blocks, or what is held of each of their values, in the new order; of newborn ones ``rest``."""

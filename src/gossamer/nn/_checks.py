@@ -41,10 +41,12 @@ def check_device(values: Tensor) -> None:
 
 
 def check_sizes(**sizes: object) -> None:
-    """Raise ConfigError unless every size is a whole number from 1 on."""
+    """Raise ConfigError unless every size is a whole number from 1 on, which a tensor can have."""
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, Integral) or int(size) < 1:
             raise ConfigError(f"{name}={size!r}: expected a whole number of 1 or more")
+        if int(size) >= 2**63:
+            raise ConfigError(f"{name}={size}: expected a whole number below 2**63")
 
 
 def check_tensor(x: object) -> None:

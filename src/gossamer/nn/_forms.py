@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -10,6 +12,7 @@ from torch import Tensor, fx, nn
 from ..errors import ConfigError
 from ..topology import Support
 
+Layer = TypeVar("Layer", bound=nn.Module)
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -20,6 +23,14 @@ def check_module(layer: type[nn.Module], module: object, dense: type[nn.Module])
             f"{layer.__name__} takes the place of a torch.nn.{dense.__name__}, of no subclass and of no other module; "
             f"got a {type(module).__name__}"
         )
+
+
+def same_as(module: nn.Module, kind: type[Layer], without: Sequence[str] = ()) -> Layer:
+    """A module of another class with the same Parameters, hooks and mode, and all attributes but some."""
+    layer = kind.__new__(kind)
+    state = {name: value for name, value in module.__dict__.items() if name not in without}
+    layer.__dict__ = {name: copy.copy(value) if isinstance(value, dict) else value for name, value in state.items()}
+    return layer
 
 
 def check_support(support: object, shape: torch.Size) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -12,19 +10,15 @@ from typing import Any
 
 import torch
 
-from .. import __version__
+from .. import __version__, _user_cache
 from .layer_shape import LayerShape
 
 Record = dict[str, Any]
 
 
 def cache_file() -> Path | None:
-    """``$XDG_CACHE_HOME/gossamer/measurements.json``, by default below ``~/.cache``; None for a user without a home."""
-    try:
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return Path(root) / "gossamer" / "measurements.json"
+    """Where measurements are kept; None for a user without a home."""
+    return _user_cache.path_of("measurements.json")
 
 
 def cpu_model() -> str:
@@ -61,30 +55,14 @@ def find(key: str, variants: Sequence[str]) -> Record | None:
 
 def store(key: str, record: Record) -> None:
     """Keep a record in place of those it covers; without a folder to write to, nothing is kept."""
-    path, held = cache_file(), _read()
-    if path is None:
-        return
+    held = _read()
     others = [r for r in held.get(key, []) if _sound(r) and not r["variants"].keys() <= record["variants"].keys()]
     held[key] = [record, *others]
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(json.dumps(held, indent=1), encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    _user_cache.write(cache_file(), held)
 
 
 def _read() -> dict[str, list[Record]]:
-    path = cache_file()
-    if path is None:
-        return {}
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return {k: v for k, v in held.items() if isinstance(v, list)} if isinstance(held, dict) else {}
+    return {k: v for k, v in _user_cache.read(cache_file()).items() if isinstance(v, list)}
 
 
 def _sound(record: Any) -> bool:

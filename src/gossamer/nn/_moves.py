@@ -36,6 +36,10 @@ class Moves:
         """Places of newborn entries, after."""
         return torch.from_numpy(np.flatnonzero(self.source.numpy() < 0))
 
+    def survivors(self, held: Tensor) -> Tensor:
+        """Return what survivors had."""
+        return held.index_select(0, self.old)
+
     def carried(self, held: Tensor, rest: float = 0.0) -> Tensor:
         """Return a vector in the new order: of survivors what they had, of newborn entries ``rest``."""
         return rewire.carried(held, self.source, rest)

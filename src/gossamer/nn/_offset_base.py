@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, check_flag, check_seed
+from ..errors import ConfigError, check_flag, check_kept_seed
 from ..offsets import DCT, Offset
-from ._forms import refuse_tracers
+from ._checks import check_tensor
+from ._forms import check_place, refuse_tracers
 from ._offset_operator import kind_of, map_of, scaled
 from .hybrid import Hybrid
 from .packed import PackedActivation
@@ -43,6 +44,10 @@ class OffsetLayer(nn.Module):
         """layer: that of S, of any values. seed: None for one from the global generator."""
         self.offset, self._kind = offset, kind_of(offset)
         weight = _weight(layer)
+        if abs(alpha) > torch.finfo(weight.dtype).max:
+            raise ConfigError(
+                f"alpha={alpha!r:.20} is beyond what {weight.dtype} holds; use a smaller number, e.g. 1.0"
+            )
         if seed is None:
             seed = int(torch.randint(2**31, ())) if offset.seeded else 0
         self._initial = float(alpha), seed
@@ -80,7 +85,7 @@ class OffsetLayer(nn.Module):
         S has the support of the module, which is left as it is, and is 0. Other arguments are those of the constructor.
 
         Raises:
-            ConfigError: an argument cannot be, or the module is of another class.
+            ConfigError: an argument cannot be, or the module is of another class, or its weight cannot be swapped.
         """
         if type(module) not in cls._layers:
             names = ", ".join(kind.__name__ for kind in cls._layers)
@@ -89,6 +94,7 @@ class OffsetLayer(nn.Module):
                 f"got a {type(module).__name__}"
             )
         check_options(offset, alpha, train_alpha, seed)
+        _check_module(module)
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer._assemble(_with_zeros(module), offset, alpha, train_alpha, seed)
@@ -132,6 +138,7 @@ class OffsetLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """As the plain layer: of the same shapes, with and without a batch."""
         refuse_tracers(x)
+        check_tensor(x)
         if not torch.compiler.is_compiling():
             self._hold()
         if isinstance(self.sparse, SparseWeight):
@@ -157,7 +164,7 @@ class OffsetLayer(nn.Module):
 
     def _hold(self) -> None:
         """Keep the map of D for as long as the layer is there."""
-        if self.alpha.is_meta:
+        if self.alpha.is_meta or type(self.alpha) not in (Tensor, nn.Parameter):  # without numbers, e.g. fake ones
             return
         seed = seed_of(self.offset_seed)
         held = self.__dict__.get(_HELD)
@@ -171,30 +178,53 @@ class OffsetLayer(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        kind_of(self.offset)
+        self._kind = kind_of(self.offset)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Metadata tell which offset the state is of."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if hasattr(destination, "_metadata"):
-            destination._metadata[prefix[:-1]]["offset"] = self._kind
+            destination._metadata[prefix[:-1]]["offset"] = repr(self.offset)
 
     def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *given: Any) -> None:
-        saved = metadata.get("offset", self._kind)
-        if saved != self._kind:
+        saved = metadata.get("offset", repr(self.offset))
+        if saved != repr(self.offset):
             name = prefix.rstrip(".") or "at the root"
-            given[-1].append(f"offset layer {name}: the state is of {saved}, the layer has {self._kind}")
+            given[-1].append(f"offset layer {name}: the state is of {saved}, the layer has {self.offset}")
         super()._load_from_state_dict(state, prefix, metadata, *given)
 
 
 def check_options(offset: object, alpha: object, train_alpha: object, seed: object) -> None:
     if not isinstance(offset, Offset):
-        raise ConfigError(f"offset is a {type(offset).__name__}; expected an Offset, e.g. gossamer.offsets.DCT()")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        what = f"the class {offset.__name__}" if isinstance(offset, type) else f"a {type(offset).__name__}"
+        raise ConfigError(f"offset is {what}; expected an Offset, e.g. gossamer.offsets.DCT()")
+    if "__dataclass_fields__" not in vars(type(offset)):
+        raise ConfigError(
+            f"{type(offset).__name__} is no dataclass, and layers share what they compute D with where the fields of "
+            "their offsets are equal; write @dataclass(frozen=True) above the class, and what it is given as fields"
+        )
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not -math.inf < alpha < math.inf:
         raise ConfigError(f"alpha={alpha!r}: expected a finite number, e.g. 1.0")
     check_flag("train_alpha", train_alpha)
     if seed is not None:
-        check_seed(seed)
+        check_kept_seed(seed)
+
+
+def _check_module(module: nn.Module) -> None:
+    """What a layer of an offset cannot take over."""
+    weight, mode = _weight(module), getattr(module, "padding_mode", "zeros")
+    if not isinstance(weight, nn.Parameter):
+        raise ConfigError(
+            "the weight of the module is no Parameter, a hook makes it; remove that first, e.g. weight_norm"
+        )
+    if not weight.numel():
+        raise ConfigError(f"a weight of shape {tuple(weight.shape)} has no entries; leave that layer as it is")
+    check_place(weight.device, weight.dtype)
+    if mode != "zeros":
+        raise ConfigError(
+            f"padding_mode={mode!r}: offset layers pad with zeros only; pad the input with torch.nn.functional.pad "
+            "before the layer"
+        )
 
 
 def seed_of(seed: Tensor | None) -> int:

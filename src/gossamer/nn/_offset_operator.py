@@ -29,8 +29,10 @@ _kept: dict[tuple[Any, ...], LinearMap | ConvolutionMap] = {}  # those of compil
 
 def kind_of(offset: Offset) -> str:
     """The name by which the operator knows an offset from now on."""
-    kind = repr(offset)
-    _kinds[kind] = offset
+    kind, number = repr(offset), 1
+    while _kinds.setdefault(kind, offset) != offset:  # another class of that name: a notebook's cell that was run again
+        number += 1
+        kind = f"{offset!r} #{number}"
     return kind
 
 
@@ -46,9 +48,12 @@ def map_of(kind: str, shape: Sequence[int], how: Sequence[int], seed: int) -> Li
     made = _maps.get(key)
     if made is None:
         offset = _find(kind)
-        made = (
-            offset.convolution(convolution_shape(shape, how), seed) if how else offset.linear(shape[0], shape[1], seed)
-        )
+        with torch.device("cpu"):  # whatever the default is where a layer is first used
+            made = (
+                offset.convolution(convolution_shape(shape, how), seed)
+                if how
+                else offset.linear(shape[0], shape[1], seed)
+            )
         _maps[key] = made
     return made
 

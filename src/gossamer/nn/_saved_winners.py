@@ -74,6 +74,12 @@ class _Noted:
     values: Tensor | None
     counted: bool = False
 
+    def describes(self, tensor: Tensor) -> bool:
+        """Whether a tensor of this memory is all of it, not read as another dtype, and as it was."""
+        kind = torch.bool if self.values is None else self.values.dtype
+        same = tensor.dtype == kind and tensor._version == self.version
+        return same and self.pattern.size == tensor.numel() and is_dense(tensor)
+
 
 class _Packed(NamedTuple):
     pattern: Pattern
@@ -110,8 +116,7 @@ class SavedWinners:
         """What autograd keeps instead of a tensor."""
         plain = type(tensor) is Tensor and tensor.layout == torch.strided
         noted = self._noted.get(tensor.untyped_storage()._cdata) if plain else None
-        whole = noted is not None and noted.pattern.size == tensor.numel() and is_dense(tensor)
-        if noted is None or not whole or noted.version != tensor._version:
+        if noted is None or not noted.describes(tensor):
             return _Whole(tensor, tensor._version)
         self._count(noted, tensor.nbytes)
         return _Packed(noted.pattern, noted.values, tensor.shape, tensor.stride())
@@ -162,7 +167,7 @@ def compressed_winners() -> Iterator[SavedWinners]:
     entry or 32-bit positions, whichever is smaller. Each operation gets the whole tensor back when its backward pass
     needs it, bit for bit, and lets go of it afterwards. It reaches operations that save the output itself or a view of
     all of it (a flattened one, for instance), not those that save something made from it: the sparse layers of this
-    package save a packed copy.
+    package save a packed copy. In compiled code winners are saved as they are.
 
     Yields:
         the `SavedWinners` of this context: bytes saved, as they would be dense and as they are kept.
@@ -193,7 +198,7 @@ def compressed_winners() -> Iterator[SavedWinners]:
 
 def keep(x: Tensor, mask: Tensor) -> Tensor:
     """Return x where the mask is true, else 0: what k-winners give, saved as the context says."""
-    saved = _CURRENT.get()
+    saved = None if torch.compiler.is_compiling() else _CURRENT.get()
     if saved is None or not (torch.is_grad_enabled() and x.requires_grad):
         return torch.where(mask, x, 0.0)
     if mask.stride() != x.stride():  # in the order of the output's memory

@@ -185,7 +185,7 @@ torch.Size([16, 16, 16]))
         check_support(support, self.weight_shape)
         support = support if isinstance(support, Support) else Support.from_mask(support)
         index = _blocks.numbers_of(support, self.block).to(self.index.device)
-        moves = BlockMoves.between(self.checked_index(), index)
+        moves = BlockMoves.between(self.checked_index(), index, self.matrix, self.block)
         values = moves.carried(self.values)
         self._room_for(len(index))
         self.values.copy_(values)
@@ -204,7 +204,7 @@ torch.Size([16, 16, 16]))
     # -- other forms --
 
     @classmethod
-    def from_dense(cls, module: nn.Linear, support: Support | Tensor, block: int = 16) -> Self:  # type: ignore[override]
+    def from_dense(cls, module: nn.Linear, support: Support | Tensor, block: int = 16) -> Self:
         """Take over the active weights and the bias (the same Parameter) of a dense layer. Draws no random numbers.
 
         support: a Support or a bool mask of its weight, whole blocks.
@@ -216,8 +216,7 @@ torch.Size([16, 16, 16]))
         weight = module.weight
         check_support(support, weight.shape)
         support = support if isinstance(support, Support) else Support.from_mask(support)
-        options = {"block": block, "device": weight.device, "dtype": weight.dtype}
-        layer = cls._shaped(weight.shape, support, module.bias, **options)
+        layer = cls._shaped(weight.shape, support, module.bias, block=block, device=weight.device, dtype=weight.dtype)
         layer._take_over(module)
         return layer
 

@@ -17,14 +17,16 @@ from .hybrid import Hybrid, HybridConv2d, HybridLinear
 from .linear import SparseLinear
 from .offset import OffsetConv2d, OffsetLayer, OffsetLinear
 from .packed import unpack_outputs
+from .semi_structured import SemiStructured, SemiStructuredConv2d, SemiStructuredLinear, unfit
 from .weight import SparseWeight
 
-Layout = Literal["sparse", "hybrid", "block", "dense"]
+Layout = Literal["sparse", "hybrid", "block", "semi_structured", "dense"]
 
 _KINDS: dict[str, dict[type[nn.Module], Any]] = {
     "sparse": {nn.Linear: SparseLinear, nn.Conv1d: SparseConv1d, nn.Conv2d: SparseConv2d},
     "hybrid": {nn.Linear: HybridLinear, nn.Conv2d: HybridConv2d},
     "block": {nn.Linear: BlockSparseLinear},
+    "semi_structured": {nn.Linear: SemiStructuredLinear, nn.Conv2d: SemiStructuredConv2d},
     "offset": {
         **dict.fromkeys((nn.Linear, SparseLinear, HybridLinear), OffsetLinear),
         **dict.fromkeys((nn.Conv2d, SparseConv2d, HybridConv2d), OffsetConv2d),
@@ -88,14 +90,16 @@ def refusal(model: nn.Module, module: nn.Module, attribute: str, layout: str) ->
         base = next((b.__name__ for b in _KINDS[layout] if isinstance(module, b)), None)
         more = f", a {base} that may compute something else" if base else ""
         return f"there is no {layout} layer for {kind.__name__}{more}"
+    if layout == "semi_structured":
+        return unfit(module)
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"padding_mode={module.padding_mode!r}, the kernels pad with zeros"
     if sum(any(p is weight for p in m._parameters.values()) for m in model.modules()) > 1:
         return "tied: another module computes with the same Parameter"
     if weight.device.type != "cpu" and layout != "block":
         return f"on {weight.device}, the kernels are for the CPU"
-    if layout in ("sparse", "hybrid") and (unfit := unindexable(weight.shape)):
-        return unfit
+    if layout in ("sparse", "hybrid") and (why := unindexable(weight.shape)):
+        return why
     reader = next((m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer) and _child(m, module)), None)
     return "TransformerEncoderLayer reads its weight in evaluation" if reader and layout != "hybrid" else ""
 
@@ -105,7 +109,7 @@ def _child(parent: nn.Module, module: nn.Module) -> bool:
 
 
 def swap(model: nn.Module, supports: Mapping[nn.Module, Support], layout: str, **options: Any) -> nn.Module:
-    """Put sparse or hybrid layers in the place of modules; return the model, or the layer if the model is one.
+    """Put layers that execute sparsity in the place of modules; return the model, or the layer if the model is one.
 
     options: of their ``from_dense``. Consecutive sparse layers hand activations on packed; a hook on the model unpacks
     what leaves it.
@@ -113,7 +117,7 @@ def swap(model: nn.Module, supports: Mapping[nn.Module, Support], layout: str, *
     made = {m: _KINDS[layout][type(m)].from_dense(m, support, **options) for m, support in supports.items()}
     for module, layer in made.items():
         if isinstance(layer, SparseWeight):
-            _share_hooks(module, layer)
+            share_hooks(module, layer)
             layer.keep_packed = module is not model
     model = put(model, made)
     for outer in offset_layers(model):
@@ -139,12 +143,12 @@ def add_offsets(
     """
     made = {m: _KINDS["offset"][type(m)].from_dense(m, offset, seed=seed, **options) for m, seed in modules.items()}
     for module, layer in made.items():
-        _share_hooks(module, layer)
+        share_hooks(module, layer)
     return put(model, made), {layer: module for module, layer in made.items()}
 
 
 def densify(model: nn.Module, *, keep_offsets: bool = False) -> nn.Module:
-    """Put dense layers, with zeros, in the place of sparse and hybrid ones; return the model, or the layer.
+    """Put dense layers, with zeros, in the place of those that execute sparsity; return the model, or the layer.
 
     Those with an offset become plain ones that hold alpha D + S; keep_offsets: they stay, with a dense S.
     """
@@ -152,12 +156,12 @@ def densify(model: nn.Module, *, keep_offsets: bool = False) -> nn.Module:
     for outer in offset_layers(model):
         if not keep_offsets:
             made[outer] = outer.dense_module()
-            _share_hooks(outer, made[outer])
+            share_hooks(outer, made[outer])
     model, made = put(model, made), {}
     for module in swapped(model):
         made[module] = module.dense_module()
         if isinstance(module, SparseWeight):
-            _share_hooks(module, made[module])
+            share_hooks(module, made[module])
     for key, hook in list(model._forward_hooks.items()):
         if hook is unpack_outputs:
             del model._forward_hooks[key]
@@ -165,9 +169,9 @@ def densify(model: nn.Module, *, keep_offsets: bool = False) -> nn.Module:
     return put(model, made)
 
 
-def swapped(model: nn.Module) -> Iterator[SparseWeight | Hybrid]:
-    """The sparse and hybrid layers of a model."""
-    return (module for module in model.modules() if isinstance(module, SparseWeight | Hybrid))
+def swapped(model: nn.Module) -> Iterator[SparseWeight | Hybrid | SemiStructured]:
+    """The sparse, hybrid and semi-structured layers of a model."""
+    return (module for module in model.modules() if isinstance(module, SparseWeight | Hybrid | SemiStructured))
 
 
 def note(model: nn.Module, choices: Sequence[Choice]) -> None:
@@ -178,7 +182,7 @@ def note(model: nn.Module, choices: Sequence[Choice]) -> None:
     model.__dict__["_conversion"] = ConversionReport(told)
 
 
-def _share_hooks(old: nn.Module, new: nn.Module) -> None:
+def share_hooks(old: nn.Module, new: nn.Module) -> None:
     """The same dicts, so that the handles that users hold still remove their hooks."""
     new.__dict__.update({name: old.__dict__[name] for name in _HOOKS})
 

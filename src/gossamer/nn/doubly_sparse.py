@@ -12,7 +12,7 @@ from ..errors import CheckpointError, ConfigError
 from ..kernels import skip
 from ..topology import Support
 from ._checks import check_input, check_tensor
-from .convert import swapped
+from .convert import put, share_hooks, swapped
 from .convolution import SparseConv1d, SparseConv2d
 from .linear import SparseLinear
 from .weight import SparseWeight
@@ -29,7 +29,7 @@ class DoublySparse(nn.Module):
     infinite weight times zero is zero here.
 
     Attributes:
-        multiplications: of the last call, over the whole batch.
+        multiplications: of the last call, over the whole batch; compiled code does not tell.
         dense_multiplications: what a dense layer would have done for it.
 
     >>> layer = DoublySparse.of(nn.Linear(4, 3, bias=False))
@@ -49,10 +49,14 @@ class DoublySparse(nn.Module):
         """Take over a sparse layer, or a dense one with zeros; its weights are copied, the bias is shared.
 
         Raises:
-            ConfigError: the layer is no linear layer or convolution in one or two dimensions that pads with zeros.
+            ConfigError: the layer is no linear layer or convolution in one or two dimensions that pads with zeros, or
+                has sizes only.
         """
         if type(layer) in _SPARSE:
-            mask = layer.get_parameter("weight").detach() != 0
+            weight = layer.get_parameter("weight").detach()
+            if weight.is_meta:
+                raise ConfigError("a layer on the meta device has sizes only; use to_empty and load_state_dict first")
+            mask = weight != 0
             layer = _SPARSE[type(layer)].from_dense(layer, Support.from_mask(mask))
         if type(layer) not in _SPARSE.values():
             known = ", ".join(kind.__name__ for kind in (*_SPARSE, *_SPARSE.values()))
@@ -74,7 +78,8 @@ class DoublySparse(nn.Module):
         columns = skip.by_columns(flat, layer.values.detach()[place], shape, self.groups)
         for name, tensor in zip(("start", "row", "values"), columns, strict=True):
             self.register_buffer(name, tensor)
-        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().to(self.values.dtype))
+        self._trusted: tuple[skip.Columns, list[tuple[int, int]]] | None = None
         self.multiplications = self.dense_multiplications = 0
         self.eval()
 
@@ -100,12 +105,17 @@ class DoublySparse(nn.Module):
                 "a doubly sparse layer has no gradients; call it under torch.no_grad(), or train the model "
                 "that it was made of"
             )
+        tracing = torch.compiler.is_compiling()
+        if not tracing:
+            self._check_entries()
         lead = x.shape[: x.ndim - self.axes - 1]
-        images = x.detach().to(self.values.dtype).reshape(-1, *x.shape[x.ndim - self.axes - 1 :])
-        images = self._image(images)
-        columns = skip.Columns(self.start, self.row, self.values)
-        y, self.multiplications = skip.forward(images, columns, self.bias, self.weight_shape[0], self.kernel, self.how)
-        self.dense_multiplications = math.prod(self.weight_shape) * len(y) * math.prod(y.shape[2:])
+        images = x.to(self.values.dtype).reshape(math.prod(lead), *x.shape[x.ndim - self.axes - 1 :])
+        with torch.no_grad():
+            images = self._image(images)
+            y, count = skip.forward(images, self._columns(), self.bias, self.weight_shape[0], self.kernel, self.how)
+        if not tracing:
+            self.multiplications = int(count)
+            self.dense_multiplications = math.prod(self.weight_shape) * len(y) * math.prod(y.shape[2:])
         y = y[:, :, 0, 0] if self.axes == 0 else y.squeeze(2) if self.axes == 1 else y
         return y.reshape(*lead, *y.shape[1:])
 
@@ -115,13 +125,38 @@ class DoublySparse(nn.Module):
             x = nn.functional.pad(x, [side for pad in reversed(self.more) for side in (0, pad)])
         return x[:, :, None, None] if self.axes == 0 else x.unsqueeze(2) if self.axes == 1 else x
 
-    def _load_from_state_dict(self, *given: Any) -> None:
-        """The kernel trusts the entries that it is given."""
-        super()._load_from_state_dict(*given)
-        start, row, rows = self.start, self.row, self.weight_shape[0]
-        ordered = int(start[0]) == 0 and int(start[-1]) == len(row) and bool((start.diff() >= 0).all())
-        if not ordered or (len(row) and not 0 <= int(row.min()) <= int(row.max()) < rows):
-            raise CheckpointError(f"what was loaded into {self} are no entries of such a weight; load what it saved")
+    def _columns(self) -> skip.Columns:
+        return skip.Columns(self.start, self.row, self.values)
+
+    def _check_entries(self) -> None:
+        """The kernel trusts the entries: look through them once after they were loaded, moved or changed."""
+        entries = self._columns()
+        known = not any(tensor.is_inference() for tensor in entries)  # those do not count their changes
+        stamps = [(tensor.data_ptr(), tensor._version) for tensor in entries] if known else []
+        if self._trusted is not None and known:
+            before, then = self._trusted
+            if then == stamps and all(one is other for one, other in zip(entries, before, strict=True)):
+                return
+        skip.check(entries, self.weight_shape[0], self.inputs * math.prod(self.kernel))
+        self._trusted = (entries, stamps) if known else None
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
+        """Entries may be more or fewer; what is no such weight is refused, nothing changed."""
+        names = [name for name in skip.Columns._fields if prefix + name in state]
+        given = {name: state[prefix + name] for name in names}
+        if names:
+            try:
+                for tensor in given.values():
+                    check_tensor(tensor)
+                entries = self._columns()._replace(**given)
+                skip.check(entries, self.weight_shape[0], self.inputs * math.prod(self.kernel))
+            except ConfigError as error:
+                where = prefix.rstrip(".") or "at the root"
+                raise CheckpointError(f"doubly sparse layer {where}: {error}; load what it saved") from error
+            for name, tensor in given.items():
+                if len(tensor) != len(getattr(self, name)):
+                    setattr(self, name, getattr(self, name).new_empty(len(tensor)))
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def extra_repr(self) -> str:
         """Shape and density, for ``repr``."""
@@ -134,17 +169,17 @@ def doubly_sparse(model: nn.Module) -> nn.Module:
     """Swap the sparse layers of a model for doubly sparse ones, in place, for inference; returns the model.
 
     Raises:
-        ConfigError: the model has no `SparseLinear`, `SparseConv1d` or `SparseConv2d`.
+        ConfigError: the model is no module, or has no `SparseLinear`, `SparseConv1d` or `SparseConv2d`.
     """
-    made = {layer: DoublySparse.of(layer) for layer in swapped(model) if isinstance(layer, SparseWeight)}
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+    made: dict[nn.Module, nn.Module] = {
+        layer: DoublySparse.of(layer) for layer in swapped(model) if isinstance(layer, SparseWeight)
+    }
     if not made:
         raise ConfigError(
             "the model has no sparse layers; call gossamer.convert(model, method) first, or DoublySparse.of"
         )
-    if model in made:
-        return made[model]
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child in made:
-                parent._modules[name] = made[child]
-    return model.eval()
+    for layer, sparse in made.items():
+        share_hooks(layer, sparse)
+    return put(model, made).eval()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any, ClassVar, Self
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from ..kernels import sparse
 from ..topology import Support
-from ._forms import check_module, check_support, recorded
+from ._forms import check_module, check_support, recorded, same_as
 from .packed import PackedActivation
 
 
@@ -43,8 +42,7 @@ class Hybrid(nn.Module):
         """
         check_module(cls, module, cls._dense)
         check_support(support, module.get_parameter("weight").shape)
-        layer = cls.__new__(cls)
-        layer.__dict__ = {name: copy.copy(v) if isinstance(v, dict) else v for name, v in module.__dict__.items()}
+        layer = same_as(module, cls)
         layer.set_support(support)
         return layer
 
@@ -54,11 +52,7 @@ class Hybrid(nn.Module):
 
     def dense_module(self) -> nn.Module:
         """Return the plain torch layer with the same Parameters, hooks and mode; the weight is left as it is."""
-        module = self._dense.__new__(self._dense)
-        own = ("_mask", "_index", "_count", "_seen", "_agrees")
-        state = {name: value for name, value in self.__dict__.items() if name not in own}
-        module.__dict__ = {name: copy.copy(v) if isinstance(v, dict) else v for name, v in state.items()}
-        return module
+        return same_as(self, self._dense, without=("_mask", "_index", "_count", "_seen", "_agrees"))
 
     def set_support(self, support: Support | Tensor | None) -> None:
         """Take the support that the weight is zero off, None for none; the index is made when it is next needed.

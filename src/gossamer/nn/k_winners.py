@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,11 @@ from torch import Tensor, nn
 from ..errors import ConfigError, check_flag, check_number
 from ..topology import check_density
 from ..topology.structures import top_of_rows
-from ._checks import check_sizes
+from ._checks import check_sizes, check_tensor
 from ._saved_winners import keep
+
+_HALF = (torch.float16, torch.bfloat16)
+_MOST_BOOST = 80.0  # exp(-beta d) is a float32 of full precision up to there
 
 
 class Entropy(NamedTuple):
@@ -53,33 +57,51 @@ class _KWinners(nn.Module):
                 f"k_inference_factor={k_inference_factor!r} at density {density:g}: {density * k_inference_factor:g} "
                 f"of the units would win in evaluation mode; use a factor above 0 and up to {1 / density:g}"
             )
-        check_number("boost_strength", boost_strength, "beta, how much frequent winners are held back")
+        check_number("boost_strength", boost_strength, "beta, how much frequent winners are held back", 0, _MOST_BOOST)
         check_number("boost_strength_factor", boost_strength_factor, "what an epoch multiplies beta by", high=1.0)
         check_sizes(duty_cycle_period=duty_cycle_period)
         check_flag("relu", relu)
         check_flag("reference", reference)
         self.k_inference_factor, self.boost_strength_factor = k_inference_factor, boost_strength_factor
         self.duty_cycle_period, self.relu, self.reference = duty_cycle_period, relu, reference
-        self.register_buffer("duty_cycle", torch.zeros(shape))
-        self.register_buffer("boost_strength", torch.tensor(float(boost_strength)))
+        self.register_buffer("duty_cycle", torch.zeros(shape, dtype=torch.float32))
+        self.register_buffer("boost_strength", torch.tensor(float(boost_strength), dtype=torch.float32))
         self.register_buffer("learning_iterations", torch.tensor(0))
 
     def update_boost(self) -> None:
         """An epoch begins: beta <- beta * boost_strength_factor."""
         self.boost_strength.mul_(self.boost_strength_factor)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """In a model of half precision duty cycles stay float32, as they grow by less than it can hold."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in self._buffers.items():
+            if buffer is not None and buffer.dtype in _HALF and (old := before[name]) is not None:
+                self._buffers[name] = (buffer if old.is_meta else old.to(buffer.device)).float()
+        return self
+
+    def _check(self, x: Tensor, fits: Callable[[Tensor], bool], wanted: str) -> None:
+        check_tensor(x)
+        if not fits(x):
+            raise ConfigError(f"k-winners got an input of shape {tuple(x.shape)}; expected {wanted}")
+        if not x.is_floating_point():
+            raise ConfigError(f"k-winners got {x.dtype} activations; expected real floating point, e.g. x.float()")
+        if self.training and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            why = "run again for the backward pass, where other units would win"
+            raise ConfigError(f"k-winners are {why}; leave them out of activation checkpointing")
+
     def _compete(self, rows: Tensor, k: int) -> Tensor:
         """Mask in the shape of `rows`, (competitions, units) of ranks: k winners each."""
-        threshold = rows.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
-        mask = rows >= threshold
-        if self.reference or mask.is_meta:  # the latter has shapes only
+        mask = rows >= rows.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
+        if self.reference or rows.is_meta:  # the latter has shapes only
             return mask
-        if int(mask.count_nonzero()) != k * len(rows):
-            mask = top_of_rows(rows, k, torch.zeros_like(mask)) | rows.isnan()  # of equals the first; NaN is no secret
-        return mask
+        if not torch.compiler.is_compiling() and bool((mask.count_nonzero(1) == k).all()):
+            return mask
+        return top_of_rows(rows, k, torch.zeros_like(mask)) | rows.isnan()  # of equals the first; NaN is no secret
 
     def _ranks(self, x: Tensor) -> Tensor:
-        x = x.detach().float() if x.dtype in (torch.float16, torch.bfloat16) else x.detach()
+        x = x.detach().float() if x.dtype in _HALF else x.detach()
         held = torch.exp(-self.boost_strength * self.duty_cycle)
         return x * held if self.reference else torch.where(x < 0, x / held, x * held)
 
@@ -120,14 +142,13 @@ class KWinners(_KWinners):
 
     In evaluation mode floor(k * k_inference_factor) units win (at least one), beta still counts, and nothing is
     learned. `update_boost(model)` multiplies beta once per epoch; it, d and t are buffers, so a resumed training is
-    exact. Where a forward pass is run again for the backward pass (activation checkpointing) winners would differ:
-    leave it out.
+    exact; d and beta stay float32 in a model of half precision.
 
     Args:
         features: units of a sample.
         density: share of the units that win in training mode, in (0, 1] (`percent_on`).
         k_inference_factor: how many times more win in evaluation mode.
-        boost_strength: beta at first; 0 ranks by the activation alone.
+        boost_strength: beta at first, up to 80; 0 ranks by the activation alone.
         boost_strength_factor: what `update_boost` multiplies beta by, from 0 to 1.
         duty_cycle_period: samples that duty cycles look back on.
         relu: winners below 0 give 0, too.
@@ -136,7 +157,9 @@ class KWinners(_KWinners):
             batch larger than the period.
 
     Raises:
-        ConfigError: an argument cannot be, or an input has another last dimension.
+        ConfigError: an argument cannot be; an input has another last dimension or is not floating point; or a forward
+            pass in training mode is run again for the backward pass (activation checkpointing), where winners would
+            differ.
 
     Source: Ahmad and Scheinkman 2019 (1903.11257), and its authors' code. Deviations: those that `reference` takes
     back, and that t is part of the state dict.
@@ -171,8 +194,7 @@ class KWinners(_KWinners):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., features) -> (..., features)."""
-        if x.ndim == 0 or x.shape[-1] != self.features:
-            raise ConfigError(f"k-winners got an input of shape {tuple(x.shape)}; expected (..., {self.features})")
+        self._check(x, lambda x: x.ndim > 0 and x.shape[-1] == self.features, f"(..., {self.features})")
         rows = self._ranks(x).reshape(-1, self.features)
         out = self._finish(x, self._compete(rows, self.k).view(x.shape))
         if self.training:
@@ -204,7 +226,7 @@ class KWinners2d(_KWinners):
             `KWinners`.
 
     Raises:
-        ConfigError: an argument cannot be, or an input has other axes.
+        ConfigError: an argument cannot be, an input has other axes, or as `KWinners`.
 
     Source: as of `KWinners`. Deviation: the published code takes n from the first image it meets.
     """
@@ -231,14 +253,16 @@ class KWinners2d(_KWinners):
     def k(self, height: int, width: int) -> int:
         """Winners of an image of this size (``local``: of each of its positions), in the present mode."""
         n = self.channels if self.local else self.channels * height * width
-        share = self.density if self.training else self.density * self.k_inference_factor
-        return min(n, max(1, round(n * share)))
+        winners = n * self.density if self.training else n * self.density * self.k_inference_factor
+        return min(n, max(1, round(winners)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels, height, width) -> the same."""
-        if x.ndim != 4 or x.shape[1] != self.channels or 0 in x.shape[2:]:
-            wanted = f"(batch, {self.channels}, height, width)"
-            raise ConfigError(f"k-winners got an input of shape {tuple(x.shape)}; expected {wanted}")
+        self._check(
+            x,
+            lambda x: x.ndim == 4 and x.shape[1] == self.channels and 0 not in x.shape[2:],
+            f"(batch, {self.channels}, height, width)",
+        )
         ranks, k = self._ranks(x), self.k(x.shape[2], x.shape[3])
         if self.local:
             last = ranks.movedim(1, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from ..errors import ConfigError
 from ..topology import check_density
 from ..topology.selection import select_top
+from .convert import put
 
 
 class _Kept:
@@ -35,7 +37,9 @@ class _Kept:
 
 
 def _mask(tensor: Tensor, count: int) -> Tensor:
-    return select_top([tensor.detach().abs().contiguous()], count)[0]
+    """Of the largest; NaN is among them, so that the weight gradient shows it."""
+    magnitude = tensor.detach().abs().contiguous()
+    return select_top([magnitude.nan_to_num_(torch.inf, torch.inf)], count)[0]
 
 
 def _restored(shape: torch.Size, tensors: Sequence[Tensor]) -> Tensor:
@@ -63,9 +67,13 @@ class _Linear(torch.autograd.Function):
         dweight = None
         if to_weight:
             x = _restored(ctx.shape, tensors)
-            dweight = _thinned(slope, ctx.gradients).flatten(0, -2).t() @ x.flatten(0, -2)
-        dbias = slope.flatten(0, -2).sum(0) if to_bias else None
+            dweight = _rows(_thinned(slope, ctx.gradients)).t() @ _rows(x)
+        dbias = _rows(slope).sum(0) if to_bias else None
         return slope @ weight if to_x else None, dweight, dbias, None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 class _Conv2d(torch.autograd.Function):
@@ -111,6 +119,23 @@ class _Swat(nn.Module):
         made.activations, made.gradients = check_density(activations), check_density(gradients)
         return made
 
+    def _exact(self) -> bool:
+        """Whether no weight gradient will be asked for."""
+        return not (torch.is_grad_enabled() and self.get_parameter("weight").requires_grad)
+
+    def _cast(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Input, weight and bias, under autocast of its dtype, as it would do."""
+        given, kind = (x, self.get_parameter("weight"), self._parameters["bias"]), x.device.type
+        if x.is_meta or not torch.is_autocast_enabled(kind):
+            return given
+        dtype = torch.get_autocast_dtype(kind)
+
+        def cast(t: Tensor) -> Tensor:
+            return t if t.dtype == torch.float64 else t.to(dtype)
+
+        x, weight, bias = given
+        return cast(x), cast(weight), None if bias is None else cast(bias)
+
     def extra_repr(self) -> str:
         """As the dense layer, with both densities."""
         return f"{super().extra_repr()}, activations={self.activations:g}, gradients={self.gradients:g}"
@@ -123,7 +148,11 @@ class SwatLinear(_Swat, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """As `torch.nn.Linear`."""
-        return _Linear.apply(x, self.weight, self.bias, self.activations, self.gradients)
+        if self._exact():
+            return super().forward(x)
+        if x.ndim == 1:
+            return self.forward(x.unsqueeze(0)).squeeze(0)
+        return _Linear.apply(*self._cast(x), self.activations, self.gradients)
 
 
 class SwatConv2d(_Swat, nn.Conv2d):
@@ -133,10 +162,12 @@ class SwatConv2d(_Swat, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """As `torch.nn.Conv2d`."""
+        if self._exact():
+            return super().forward(x)
         if x.ndim == 3:
-            return self(x.unsqueeze(0)).squeeze(0)
+            return self.forward(x.unsqueeze(0)).squeeze(0)
         how = (self.stride, self.padding, self.dilation, self.groups)
-        return _Conv2d.apply(x, self.weight, self.bias, self.activations, self.gradients, how)
+        return _Conv2d.apply(*self._cast(x), self.activations, self.gradients, how)
 
 
 def swat(model: nn.Module, activations: float = 1.0, gradients: float = 1.0) -> nn.Module:
@@ -164,17 +195,17 @@ def swat(model: nn.Module, activations: float = 1.0, gradients: float = 1.0) -> 
     >>> swat(nn.Linear(4, 3), activations=0.2)
     SwatLinear(in_features=4, out_features=3, bias=True, activations=0.2, gradients=1)
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
     check_density(activations), check_density(gradients)
     kinds: dict[type[nn.Module], type[_Swat]] = {nn.Linear: SwatLinear, nn.Conv2d: SwatConv2d}
     found = [module for module in model.modules() if type(module) in kinds and _fits(module)]
     if not found:
-        raise ConfigError("the model has no torch.nn.Linear or torch.nn.Conv2d, padded with zeros, to change")
-    made = {module: kinds[type(module)].from_dense(module, activations, gradients) for module in found}
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child in made:
-                parent._modules[name] = made[child]
-    return made.get(model, model)
+        raise ConfigError(
+            "the model has no torch.nn.Linear to change, and no torch.nn.Conv2d that pads with zeros by a number of "
+            "pixels"
+        )
+    return put(model, {module: kinds[type(module)].from_dense(module, activations, gradients) for module in found})
 
 
 def _fits(module: nn.Module) -> bool:

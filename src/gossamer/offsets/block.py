@@ -105,8 +105,8 @@ def _in_blocks(x: Tensor, axis: int, count: int, product: Callable[[Tensor, int]
     blocks = x.unflatten(axis, (count, -1))
     if axis == x.ndim - 1:
         return product(blocks.contiguous(), -1).flatten(axis)
-    y = product(blocks.reshape(-1, *blocks.shape[2:]), 1)
-    return y.reshape(x.shape[0], -1, *y.shape[2:])
+    y = product(blocks.flatten(0, 1), 1)
+    return y.unflatten(0, (x.shape[0], count)).flatten(1, 2)
 
 
 def _sizes(columns: int, block: int) -> list[int]:

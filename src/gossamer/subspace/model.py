@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..errors import AttachError, CheckpointError, ConfigError, check_choice, check_seed, did_you_mean
+from ..errors import AttachError, CheckpointError, ConfigError, check_choice, check_kept_seed, did_you_mean
 from ..sparsifier import _attached as owned
 from ..targets import check_initialised
 from .projections import Disjoint, Fastfood, Projection
@@ -32,7 +32,8 @@ class SubspaceModel(nn.Module):
         dimension: k.
         projection: how U is drawn.
         offset: "init": d is the model as it is. "zero": d = 0 and theta starts with the weights that it stands for,
-            which is a sparse network; with `Disjoint` only.
+            which is a sparse network; with `Disjoint` only. Leave scales of normalisation layers out by ``only``: at
+            zero no signal passes them.
         only: name globs of the Parameters to put in the subspace; the others train as ever. None: all of them, biases
             and norms included.
         seed: of U.
@@ -64,7 +65,7 @@ class SubspaceModel(nn.Module):
         super().__init__()
         projection = Fastfood() if projection is None else projection
         _check(model, projection, offset)
-        check_seed(seed)
+        check_kept_seed(seed)
         moving = _moving(model, only)
         total = sum(p.numel() for p in moving.values())
         if isinstance(dimension, bool) or not isinstance(dimension, int) or not 1 <= dimension <= total:
@@ -75,8 +76,8 @@ class SubspaceModel(nn.Module):
         self._shapes = {name: tuple(p.shape) for name, p in moving.items()}
         first = next(iter(moving.values()))
         self.register_buffer("drawn", torch.tensor([seed, _DRAWN_AS]))
-        self._draw()
         self.theta = nn.Parameter(torch.zeros(dimension, dtype=first.dtype))
+        self._draw()
         if offset == "zero":
             self._start_at_zero(moving)
         for parameter in moving.values():
@@ -85,7 +86,7 @@ class SubspaceModel(nn.Module):
         self.to(first.device)
 
     def _draw(self) -> None:
-        self.embedding = self.projection.embed(self._shapes, self.dimension, int(self.drawn[0]))
+        self.embedding = self.projection.embed(self._shapes, self.dimension, int(self.drawn[0])).to(self.theta)
 
     @torch.no_grad()
     def _start_at_zero(self, moving: dict[str, nn.Parameter]) -> None:
@@ -119,19 +120,35 @@ class SubspaceModel(nn.Module):
     def _sizes(self) -> list[int]:
         return [self.model.get_parameter(name).numel() for name in self.names]
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Metadata tell what moves along which directions."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]] |= {"projection": repr(self.projection), "names": self.names}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, metadata: Any, *rest: Any) -> None:
         """Draw the loaded seed's directions."""
+        saved = metadata.get("projection", repr(self.projection))
+        if saved != repr(self.projection):
+            raise CheckpointError(
+                f"the state is of a subspace with {saved}, this one has {self.projection}; make it with the same"
+            )
+        other = set(metadata.get("names", self.names)) ^ set(self.names)
+        if other:
+            raise CheckpointError(
+                f"{min(other)} moves in only one of the subspaces, that of the state and this one; make it with the "
+                "same only="
+            )
         drawn = state_dict.get(f"{prefix}drawn")
-        if drawn is not None and int(drawn[1]) != _DRAWN_AS:
+        if drawn is not None and drawn.shape == self.drawn.shape and int(drawn[1]) != _DRAWN_AS:
             raise CheckpointError(
                 f"the directions of this subspace were drawn by version {int(drawn[1])}, here is version {_DRAWN_AS}; "
                 "load it with the release that saved it, and save what finalize() returns"
             )
         before = int(self.drawn[0])
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(state_dict, prefix, metadata, *rest)
         if int(self.drawn[0]) != before:
             self._draw()
-            self.embedding.to(self.theta.device)
 
 
 def _check(model: object, projection: object, offset: str) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, check_choice
 from ..nn._drawing import draw_positions
 from ..seeding import generator_for
-from ..topology.allocations import ALLOCATIONS, resolve_allocation
+from ..topology import ALLOCATIONS, resolve_allocation
 
 Shapes = Mapping[str, Sequence[int]]
 _MOST = 2**31  # numbers in a dense U: 8 GiB
@@ -75,7 +75,7 @@ class Dense(Projection):
                 f"a dense projection of {rows} weights from {dimension} dimensions holds {rows * dimension} numbers; "
                 "use Sparse() or Fastfood()"
             )
-        matrix = torch.randn(rows, dimension, generator=self._draw(seed, "entries"))
+        matrix = torch.randn(rows, dimension, generator=self._draw(seed, "entries"), dtype=torch.float32)
         return _Matrix(matrix=matrix.div_(torch.linalg.vector_norm(matrix, dim=0, dtype=torch.float64).float()))
 
 
@@ -116,7 +116,7 @@ class Sparse(Projection):
             signs = torch.randint(0, 2, flat.shape, generator=generator) * 2 - 1
             rows.append(start + flat // dimension)
             columns.append(flat % dimension)
-            values.append(signs * size**0.25)
+            values.append(signs.float() * size**0.25)
             start += size
         column, value = torch.cat(columns), torch.cat(values).double()
         norms = torch.zeros(dimension, dtype=torch.float64).index_add(0, column, value.square()).sqrt()
@@ -159,10 +159,11 @@ def hadamard(x: Tensor) -> Tensor:
 
 @cache
 def _small_hadamard(size: int) -> Tensor:
-    if size == 1:
-        return torch.ones(1, 1)
-    half = _small_hadamard(size // 2)
-    return torch.cat((torch.cat((half, half), 1), torch.cat((half, -half), 1)))
+    with torch.inference_mode(False), torch.device("cpu"):  # the next one to use it may be in no such mode
+        if size == 1:
+            return torch.ones(1, 1)
+        half = _small_hadamard(size // 2)
+        return torch.cat((torch.cat((half, half), 1), torch.cat((half, -half), 1)))
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ class Fastfood(Projection):
         generator = self._draw(seed, "factors")
         signs = (torch.randint(0, 2, (length,), generator=generator) * 2 - 1).float()
         order = torch.randperm(length, generator=generator)
-        gains = torch.randn(length, generator=generator)
+        gains = torch.randn(length, generator=generator, dtype=torch.float32)
         return _Fastfood(size, dimension, signs=signs, order=order, gains=gains)
 
 

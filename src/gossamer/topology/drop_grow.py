@@ -18,7 +18,7 @@ from .rules import Select, forced, keep_one, select_alive
 from .schedules import Schedule, Time, as_schedule, check_time, is_fractional, to_step
 from .scores import Score
 from .selection import count_true, select_top
-from .structures import Structure
+from .structures import Structure, Units
 from .thresholds import Memory, Threshold
 
 
@@ -32,6 +32,8 @@ class DropGrow:
     ``threshold`` whatever scores below it goes. With a threshold, and among several, each weight keeps at least one.
 
     **Grow** up to ``sum(counts)``: the highest grow scores of all that is not kept.
+
+    Of blocks and channels (`Units`) whole ones are dropped, as many as hold floor(phi n) entries at most, and grown.
 
     Without a quota all weights of the group compete, in dropping and in growing. With one, each weight drops its own
     share and the quota divides the growth: parameters move between weights.
@@ -198,6 +200,8 @@ class DropGrow:
         one = [len(held) > 1 and n > 0 for n in held]  # what each of several weights keeps in any case
         least = sum(max(count_true(protected), floor) for protected, floor in zip(young, one, strict=True))
         keep = max(sum(held) - math.floor(fraction * sum(held)), least)
+        if isinstance(structure, Units):
+            return [structure.keep(values[0], active[0], keep)]
         return select_alive(structure, values, keep, active)
 
     @staticmethod

@@ -51,6 +51,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "taps_backward": (None, [_P, _P, _P, _P, _P, _N, _I]),
     "cosine": (None, [_P, _P, _P, _P, _P, _P, _I]),
     "hadamard": (None, [_P, _P, _P, _P, _I]),
+    "patterns": (_I, [_P, _P, _P, _P, _N, _N, _N, _I, _I, _I, _I]),
     "block_forward": (_I, [_P, _N, _N, _N, _N, _P, _P, _P, _P, _N, _I]),
     "block_backward": (_I, [_P, _N, _N, _N, _N, _P, _P, _P, _P, _P, _N, _I]),
 }

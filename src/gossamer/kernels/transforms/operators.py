@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ..cpu.library import Library, call, native, threads
+from ..gpu import transforms as gpu
 from . import reference
 from .tables import tables
 
@@ -86,6 +87,8 @@ def _register(name: str) -> None:
         shape = _shape(x, signs, sizes, axis, transposed)
         if not x.numel():
             return x.new_empty(shape)
+        if gpu.supported(x, length):
+            return gpu.transform(name, x, signs, sizes, axis, transposed)
         if x.dtype in _REDUCED:
             return compute(x.float(), signs, *sizes, axis, transposed).to(x.dtype)
         library = native() if x.dtype == torch.float32 and x.device.type == "cpu" else None

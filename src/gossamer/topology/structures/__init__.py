@@ -15,6 +15,8 @@ from .channels import Channels as Channels
 from .complementary import Complementary as Complementary
 from .fan_in import FanIn as FanIn
 from .n_m import NM as NM
+from .n_m import transposable_gap as transposable_gap
+from .units import Units as Units
 
 
 class Structure(Protocol):

@@ -69,7 +69,7 @@ class Block(Units):
 def check_p(what: str, p: object) -> None:
     """Raise ConfigError unless p is that of a norm."""
     if not isinstance(p, float) or p != math.inf:
-        check_number("p", p, "the norm that a block is scored by")
+        check_number("p", p, "the norm that a unit is scored by")
         if not p > 0:  # type: ignore[operator]
             raise ConfigError(f"{what}: p = {p!r}, expected a number above 0 or math.inf")
 

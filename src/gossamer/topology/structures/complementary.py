@@ -76,7 +76,7 @@ class Complementary:
 
     def is_valid(self, mask: Tensor) -> bool:
         """Whether filters of a group have no input in common, leave none over, and have the same number of them."""
-        rows = mask.reshape(mask.shape[0], -1)
+        rows = mask.reshape(mask.shape[0], _inputs(mask.shape))
         count = int(rows.sum())
         if not rows.numel() or count != self.round(count, mask.shape):
             return count == 0

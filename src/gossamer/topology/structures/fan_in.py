@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError
+from ...errors import ConfigError, check_flag
 from ..selection import check_no_nan, comparable, select_top
 from .base import one_weight, top_of_rows
 
@@ -35,6 +35,10 @@ class FanIn:
     exact: bool = False
     name = "fan_in"
     single = True
+
+    def __post_init__(self) -> None:
+        """Check `exact`: any text would count as true."""
+        check_flag("exact", self.exact)
 
     def round(self, count: int, shape: Sequence[int]) -> int:
         """Return ``count``; with ``exact`` the nearest positive multiple of the number of filters."""
@@ -68,6 +72,8 @@ class FanIn:
 
     def is_valid(self, mask: Tensor) -> bool:
         """Whether the filters' counts differ by at most one; with ``exact``, whether all that are not 0 are equal."""
+        if not mask.numel():
+            return True
         fan_in = mask.reshape(mask.shape[0], -1).sum(1)
         if self.exact:
             return int(fan_in[fan_in > 0].unique().numel()) <= 1

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError, check_choice
+from ...kernels import n_m as kernel
+from ...kernels.patterns import best_patterns
 from ..selection import check_no_nan, comparable
+from .assignment import best_assignments, upper_bounds
 from .base import one_weight, top_of_rows
-from .transposable import best_patterns
 
 Axis = Literal["inputs", "outputs"]
 
@@ -30,7 +32,8 @@ class NM:
         m: M, how many form a group.
         transposable: N of every M along inputs *and* outputs ("2D"), so that the product of the forward pass and that
             of the input's gradient can both use it: the largest sum of scores over every tile of M x M inputs and
-            outputs. For 2:4 it is the exact optimum over the 90 patterns, to the bit as `transposable` says.
+            outputs. For 2:4 it is the exact optimum over the 90 patterns, to the bit as `transposable` says; for
+            others that of `assignment`, about a million weights a second and CPU core: re-choose it now and then.
         axis: along which groups run. "inputs" suits the forward product y = W x, "outputs" that of the input's
             gradient, W^T dy (for a convolution M consecutive filters, at the same input channel and kernel position).
 
@@ -94,15 +97,29 @@ class NM:
         score = one_weight(self.name, scores)
         if count != self.round(count, score.shape):
             raise ConfigError(f"{self.name} cannot select {count} entries from shape {tuple(score.shape)}")
-        flat = comparable(scores)
+        known = None if active is None else active[0]
+        mask = self.at_once(score.detach(), known)
+        return [self._select(score, known) if mask is None else mask]
+
+    def at_once(
+        self, scores: Tensor, active: Tensor | None, *, magnitudes: bool = False, view: Tensor | None = None
+    ) -> Tensor | None:
+        """Return what `select` does from one native pass, or None where there is none: see `kernels.n_m`."""
+        if self.m != kernel.GROUP or (self.transposable and self.n != 2):
+            return None
+        along = "both" if self.transposable else self.axis
+        return kernel.best_patterns(scores, self.n, along, active, magnitudes=magnitudes, view=view)
+
+    def _select(self, score: Tensor, known: Tensor | None) -> Tensor:
+        flat = comparable([score])
         check_no_nan(flat)
-        values, known = flat[0].view(score.shape), None if active is None else active[0]
+        values = flat[0].view(score.shape)
         if self.transposable:
-            return [self._select_tiles(values, known)]
+            return self._select_tiles(values, known)
         groups = groups_of(values, self.m, self.axis)
         nothing = torch.zeros_like(groups, dtype=torch.bool)
         chosen = top_of_rows(groups, self.n, nothing if known is None else groups_of(known, self.m, self.axis))
-        return [_ungrouped(chosen, score.shape, self.axis)]
+        return _ungrouped(chosen, score.shape, self.axis)
 
     def is_valid(self, mask: Tensor) -> bool:
         """Whether every group has N entries; of a transposable structure along both axes."""
@@ -114,8 +131,36 @@ class NM:
         return ("inputs", "outputs") if self.transposable else (self.axis,)
 
     def _select_tiles(self, values: Tensor, active: Tensor | None) -> Tensor:
-        known = None if active is None else tiles_of(active, self.m)
-        return untiled(best_patterns(tiles_of(values, self.m), known), values.shape)
+        tiles, known = tiles_of(values, self.m), None if active is None else tiles_of(active, self.m)
+        if (self.n, self.m) == (2, 4):
+            return untiled(best_patterns(tiles, known), values.shape)
+        return untiled(best_assignments(tiles, self.n, known), values.shape)
+
+
+def transposable_gap(structure: NM, scores: Tensor, mask: Tensor) -> float:
+    """Return by what share the best transposable mask may exceed this one: (bound - kept) / bound, 0 for the best.
+
+    The bound is a proven one, see `assignment`: no mask of the structure keeps a larger sum of scores, which are finite
+    and not negative. For masks that were found another way, or some steps ago.
+
+    Raises:
+        ConfigError: the structure is not transposable, the mask has not got it, or a score is negative or not finite.
+
+    >>> scores = torch.tensor([[3.0, 1.0], [1.0, 2.0]])
+    >>> transposable_gap(NM(1, 2, transposable=True), scores, torch.tensor([[False, True], [True, False]]))
+    0.6
+    """
+    if not structure.transposable or mask.shape != scores.shape or not structure.is_valid(mask):
+        raise ConfigError(
+            f"the gap of a mask of shape {tuple(mask.shape)} for scores of shape {tuple(scores.shape)}: it must have a "
+            f"transposable structure, given is {structure.name}"
+        )
+    if not bool((scores.isfinite() & (scores >= 0)).all()):
+        raise ConfigError("the gap is a share of a sum: scores must be finite and not negative, such as magnitudes")
+    tiles, chosen = tiles_of(scores.detach(), structure.m), tiles_of(mask, structure.m)
+    bound = float(upper_bounds(tiles, chosen, structure.n).sum())
+    kept = float(tiles.double().where(chosen, 0.0).sum())
+    return max(0.0, bound - kept) / bound if bound else 0.0
 
 
 _DIMENSION = {"outputs": 0, "inputs": 1}

@@ -109,6 +109,11 @@ class Units(ABC):
             return False
         return torch.equal(self._spread(self._any(mask), mask.shape), mask)
 
+    def largest(self, shape: Sequence[int]) -> int:
+        """Return how many entries the largest unit of such a weight has."""
+        sizes = self._sizes(shape)
+        return sizes[0][0] if sizes else 0
+
     # -- units --
 
     def _checked(self, shape: Sequence[int]) -> tuple[int, int, int]:

@@ -129,6 +129,14 @@ GOSSAMER_EXPORT void gossamer_hadamard(const float* x, const float* signs, float
   chosen->hadamard(x, signs, y, transform, threads);
 }
 
+// The best of every four entries, or every 4 x 4 tile: see `Patterns`. Returns 0 if a score is not finite.
+GOSSAMER_EXPORT int gossamer_patterns(const float* scores, const uint8_t* active, uint8_t* mask, float* view,
+                                      int64_t rows, int64_t inputs, int64_t positions, int along, int n,
+                                      int magnitudes, int threads) {
+  const gossamer::Patterns given{rows, inputs, positions, along, n, magnitudes};
+  return chosen->patterns(scores, active, mask, view, &given, threads);
+}
+
 // Of `count` blocks at `positions`; -1 if these do not ascend within the matrix.
 GOSSAMER_EXPORT int gossamer_block_forward(const std::int32_t* positions, int64_t count, int64_t rows, int64_t columns,
                                            int64_t side, const float* values, const float* bias, const float* x,

@@ -4,6 +4,7 @@
 #include "conv.h"
 #include "linear.h"
 #include "pack.h"
+#include "patterns.h"
 #include "pool.h"
 #include "blocks.h"
 #include "screen.h"
@@ -18,5 +19,5 @@ const gossamer::Kernels GOSSAMER_TABLE(GOSSAMER_ISA) = {
     gossamer::pack,         gossamer::unpack,       gossamer::linear_forward, gossamer::linear_backward,
     gossamer::conv_forward, gossamer::conv_backward, gossamer::screen,       gossamer::sampled_product,
     gossamer::max_pool_forward, gossamer::max_pool_backward, gossamer::taps_forward, gossamer::taps_backward,
-    gossamer::cosine,       gossamer::hadamard,         gossamer::block_forward,  gossamer::block_backward,
+    gossamer::cosine,       gossamer::hadamard,     gossamer::patterns,     gossamer::block_forward,  gossamer::block_backward,
 };

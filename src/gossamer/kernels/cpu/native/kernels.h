@@ -30,6 +30,12 @@ struct Transform {
   std::int64_t outer, inner, rows, columns, length, transposed, convolution;
 };
 
+// The n best of every four of a weight [rows][inputs][positions]: along = 0 inputs, 1 rows, 2 both (then n is 2).
+struct Patterns {
+  std::int64_t rows, inputs, positions;
+  std::int32_t along, n, magnitudes;  // magnitudes: whether scores are compared without their sign
+};
+
 // A matrix of which some side x side blocks exist, each row-major in `values`. positions: of the blocks, in the matrix of
 // all blocks, ascending. The rest is found by `arrange_blocks`: where the blocks of each block row and block column begin,
 // and the numbers of the blocks by columns.
@@ -73,6 +79,9 @@ struct Kernels {
   void (*cosine)(const float* x, const float* signs, float* y, const Transform* transform, const std::int64_t* factors,
                  const float* tables, int threads);
   void (*hadamard)(const float* x, const float* signs, float* y, const Transform* transform, int threads);
+  // active, view: may be null. view: the scores that are chosen, 0 elsewhere. See patterns.h.
+  int (*patterns)(const float* scores, const std::uint8_t* active, std::uint8_t* mask, float* view,
+                  const Patterns* given, int threads);
   // As linear_forward and linear_backward. The side of the blocks is a multiple of 4.
   void (*block_forward)(const Blocks* all, const float* values, const float* bias, const float* x, float* y,
                         std::int64_t tiles, int threads);

@@ -34,7 +34,7 @@ CHUNK = 1 << 15  # tiles at a time: what they need fits a cache
 _Keys = tuple[Tensor, ...]  # what is compared, the most important first
 
 
-def _columns(choice: tuple[int, int]) -> tuple[int, ...]:
+def _columns(choice: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sum(column in PAIRS[pair] for pair in choice) for column in range(4))
 
 

@@ -1,11 +1,9 @@
-"""Run by torch.distributed.run on two gloo processes; rank 0 writes what every check found as JSON."""
+"""Checks of masks for two gloo processes (ranks.py): DDP and FSDP2 against one process on the joined batch."""
 
 from __future__ import annotations
 
-import json
-import sys
-import traceback
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -85,15 +83,20 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     return {"difference": difference, "supports_equal": a["digests"] == b["digests"], "rewirings": moved}
 
 
+@cache
+def by_itself(name: str) -> dict[str, Any]:
+    return train(net(0), recipes()[name], share=False)
+
+
 def ddp_equals_one_process(name: str) -> dict[str, Any]:
-    alone = train(net(0), recipes()[name], share=False)
+    alone = by_itself(name)
     joined = train(DistributedDataParallel(net(0)), recipes()[name], share=True)
     return same(joined, alone)
 
 
 def sparsified_before_ddp(name: str) -> dict[str, Any]:
     """Ranks start from other weights and other global seeds; DDP and the controller both take rank 0's."""
-    alone = train(net(0), recipes()[name], share=False)
+    alone = by_itself(name)
     model = net(dist.get_rank())
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     sparsifier = gossamer.sparsify(model, recipes()[name], optimizer, total_steps=STEPS, seed=5)
@@ -110,7 +113,7 @@ def sparsified_before_ddp(name: str) -> dict[str, Any]:
 
 
 def fsdp2_equals_unsharded(name: str) -> dict[str, Any]:
-    alone = train(net(0), recipes()[name], share=False)
+    alone = by_itself(name)
     model = net(0)
     mesh = init_device_mesh("cpu", (2,))
     for layer in model:
@@ -166,26 +169,3 @@ def checks() -> dict[str, Callable[[], dict[str, Any]]]:
         table[f"before-ddp:{name}"] = lambda name=name: sparsified_before_ddp(name)
         table[f"fsdp2:{name}"] = lambda name=name: fsdp2_equals_unsharded(name)
     return table
-
-
-def main() -> None:
-    dist.init_process_group("gloo")
-    torch.set_num_threads(1)
-    torch.manual_seed(dist.get_rank())  # global seeds differ on purpose
-    found: dict[str, Any] = {}
-    for name, check in checks().items():
-        try:
-            found[name] = check()
-        except Exception:
-            found[name] = {"error": traceback.format_exc()}
-        everyone: list[Any] = [None, None]
-        dist.all_gather_object(everyone, found[name])
-        found[name] = {"ranks": everyone}
-    if dist.get_rank() == 0:
-        with open(sys.argv[1], "w") as file:
-            json.dump(found, file)
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,10 +1,9 @@
-"""Run by torch.distributed.run on two gloo processes: sparse layers under DDP; rank 0 writes what was found as JSON."""
+"""Checks of sparse layers for two gloo processes (ranks.py): DDP against one process on the joined batch."""
 
 from __future__ import annotations
 
-import json
-import sys
-import traceback
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +15,8 @@ import gossamer
 from gossamer import methods
 from gossamer.errors import GossamerError
 
-from .worker import BATCH, STEPS, data, net
+from .checks import BATCH, STEPS, data, net
+from .semi_structured import ddp_equals_masked, fsdp2_equals_masked
 
 
 def recipes() -> dict[str, gossamer.Method]:
@@ -50,8 +50,13 @@ def train(method: gossamer.Method, *, share: bool, seed: int = 0, wrap_first: bo
     return {"weights": found, "digests": digests}
 
 
+@cache
+def by_itself(name: str) -> dict[str, Any]:
+    return train(recipes()[name], share=False)
+
+
 def equal(name: str, **how: Any) -> dict[str, Any]:
-    alone, joined = train(recipes()[name], share=False), train(recipes()[name], share=True, **how)
+    alone, joined = by_itself(name), train(recipes()[name], share=True, **how)
     moved = sum(x != y for x, y in zip(alone["digests"], alone["digests"][1:], strict=False))
     return {
         "difference": max(float((alone["weights"][n] - w).abs().max()) for n, w in joined["weights"].items()),
@@ -70,27 +75,11 @@ def refused() -> dict[str, Any]:
     return {"message": ""}
 
 
-def main() -> None:
-    dist.init_process_group("gloo")
-    torch.set_num_threads(1)
-    checks = {f"ddp:{name}": lambda name=name: equal(name) for name in recipes()}
-    # Ranks that start from other weights and other supports: rank 0 has seed 0.
-    checks |= {f"before:{n}": lambda n=n: equal(n, seed=dist.get_rank(), wrap_first=False) for n in recipes()}
-    checks["refused"] = refused
-    found: dict[str, Any] = {}
-    for name, check in checks.items():
-        try:
-            mine = check()
-        except Exception:
-            mine = {"error": traceback.format_exc()}
-        everyone: list[Any] = [None, None]
-        dist.all_gather_object(everyone, mine)
-        found[name] = {"ranks": everyone}
-    if dist.get_rank() == 0:
-        with open(sys.argv[1], "w") as file:
-            json.dump(found, file)
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
+def checks() -> dict[str, Callable[[], dict[str, Any]]]:
+    table: dict[str, Callable[[], dict[str, Any]]] = {"refused": refused}
+    for name in recipes():
+        table[f"ddp:{name}"] = lambda name=name: equal(name)
+        # Ranks that start from other weights and other supports: rank 0 has seed 0.
+        table[f"before:{name}"] = lambda name=name: equal(name, seed=dist.get_rank(), wrap_first=False)
+    table |= {"semi:ddp": ddp_equals_masked, "semi:fsdp2": fsdp2_equals_masked}
+    return table

@@ -1,10 +1,7 @@
-"""Run by torch.distributed.run on two gloo processes; rank 0 writes what every check found as JSON."""
+"""Checks of scores for two gloo processes (ranks.py): against one process on the joined batch."""
 
 from __future__ import annotations
 
-import json
-import sys
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -116,26 +113,3 @@ def checks() -> dict[str, Callable[[], dict[str, Any]]]:
         "sharded": sharded,
     }
     return {**table, **{name: lambda name=name: ranks_together(name) for name in SALIENCIES}}  # type: ignore[misc]
-
-
-def main() -> None:
-    dist.init_process_group("gloo")
-    torch.set_num_threads(1)
-    results: dict[str, Any] = {}
-    for name, check in checks().items():
-        torch.manual_seed(dist.get_rank())  # global seeds differ on purpose
-        try:
-            mine = check()
-        except Exception:
-            mine = {"error": traceback.format_exc()}
-        everyone: list[Any] = [None, None]
-        dist.all_gather_object(everyone, mine)
-        results[name] = everyone
-    if dist.get_rank() == 0:
-        with open(sys.argv[1], "w") as file:
-            json.dump(results, file)
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

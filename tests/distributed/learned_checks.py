@@ -1,10 +1,7 @@
-"""Run by torch.distributed.run on two gloo processes; rank 0 writes what learned methods do under DDP as JSON."""
+"""Checks of learned methods for two gloo processes (ranks.py): DDP against one process; what is refused."""
 
 from __future__ import annotations
 
-import json
-import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -68,29 +65,11 @@ def refused(model: nn.Module) -> dict[str, Any]:
     return {"message": ""}
 
 
-def main() -> None:
-    dist.init_process_group("gloo")
-    torch.set_num_threads(1)
-    checks: dict[str, Callable[[], dict[str, Any]]] = {
+def checks() -> dict[str, Callable[[], dict[str, Any]]]:
+    table: dict[str, Callable[[], dict[str, Any]]] = {
         "sharded": lambda: refused(fully_shard(net(0), mesh=init_device_mesh("cpu", (2,)))),
         "wrapped": lambda: refused(DistributedDataParallel(net(0))),
     }
     for name, method in recipes().items():
-        checks[name] = lambda method=method: same(method)
-    found: dict[str, Any] = {}
-    for key, check in checks.items():
-        try:
-            found[key] = check()
-        except Exception:
-            found[key] = {"error": traceback.format_exc()}
-        everyone: list[Any] = [None, None]
-        dist.all_gather_object(everyone, found[key])
-        found[key] = everyone
-    if dist.get_rank() == 0:
-        with open(sys.argv[1], "w") as file:
-            json.dump(found, file)
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
+        table[name] = lambda method=method: same(method)
+    return table

@@ -188,7 +188,8 @@ GOSSAMER_INLINE Word stays(const Quad* row, const Word* active, const Part& best
   Part sum[4];
   Word fits = (active[0] + active[1]) + (active[2] + active[3]) == every(0x02020202);
   for (int i = 0; i < 4; ++i) {
-    fits &= (active[i] * 0x01010101 >> 24) == every(2);
+    const Word pairs = active[i] + (active[i] >> 8);  // bytes of 0 or 1
+    fits &= ((pairs + (pairs >> 16)) & every(0xff)) == every(2);
     const Part* x = row[i].entry;
     sum[i] = (where(active[i], 0, x[0]) + where(active[i], 1, x[1])) +
              (where(active[i], 2, x[2]) + where(active[i], 3, x[3]));

@@ -171,7 +171,7 @@ def test_every_run_field_is_a_flag_and_nothing_else_is() -> None:
 
 def test_help_names_the_values_of_choices() -> None:
     text = "".join(Outcome("train", "--help").out.replace("│", " ").split())
-    assert "masked|sparse|hybrid|au" in text  # the rest is on the next line
+    assert "masked|sparse|hybrid|bl" in text  # the rest is on the next line
     assert "sgd|adam" in text
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ._terminal import AsJson, guarded, markdown_table, print_table, print_wide_table
-from .experiments.values import parameters, parse, spelled
+from .experiments.values import parameters, parse, spelled, spellings
 
 if TYPE_CHECKING:
     from .analysis.offsets import OffsetSpectrum
@@ -71,8 +71,10 @@ def methods_command(
             "".join(f"  {column:9} {cell}\n" for column, cell in zip(header, cells[name], strict=True)), nl=False
         )
         typer.echo("arguments (--set name=value):")
-        for argument, (_, default) in arguments.items():
+        for argument, (kind, default) in arguments.items():
             typer.echo(f"  {argument} = {spelled(default)}")
+            if argument == "structure":
+                typer.echo(f"    one of {'  '.join(spellings(kind))}")
     else:
         print_table(("method", "summary", "needs"), [(i.name, i.summary, i.needs) for i in infos])
         typer.echo(f"choices, at density {_SHOWN_DENSITY}; {_ABOUT_OMITS}")

@@ -104,8 +104,19 @@ def train_command(
         f"({counts['active']:,} of {counts['eligible']:,} weights), model {result.checkpoint_bytes:,} bytes\n"
         f"report: {Path(result.config['out']) / 'report.html'}"
     )
+    if result.structure:
+        typer.echo(_about_structure(result.structure))
     _notice_still_supports(result)
     _notice_missing_curves()
+
+
+def _about_structure(found: Mapping[str, Any]) -> str:
+    """What to know of the structure of a trained model."""
+    if not found["holds"]:
+        return f"structure {found['name']}: does not hold in {', '.join(found['broken'])}"
+    packed = found["packed_bytes"]
+    size = "" if packed is None else f"; with 16-bit values {packed:,} bytes packed, {found['dense_bytes']:,} dense"
+    return f"structure {found['name']}: holds in every sparse weight{size}"
 
 
 def _notice_still_supports(result: Result) -> None:
@@ -224,19 +235,27 @@ def study_command(
 @guarded
 def inspect_command(
     checkpoint: Annotated[Path, typer.Argument(help="A .safetensors file that gossamer wrote.")],
+    *,
+    patterns: Annotated[
+        bool, typer.Option("--patterns", help="Read the weights, too, and look for 2:4 and blocks in their non-zeros.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a checkpoint holds: tensors, densities, bytes."""
+    """Show what a checkpoint holds: tensors, densities, bytes, and on request 2:4 and blocks."""
     from .checkpoint import describe
+    from .experiments.structured import patterns_in
 
     about = describe(checkpoint)
+    found = patterns_in(checkpoint) if patterns else {}
+    for row in about["rows"] if patterns else ():
+        row["pattern"] = found.get(row["name"].removeprefix("model/"), "")
     if as_json:
         typer.echo(json.dumps(about, indent=1))
         return
-    header = ("name", "shape", "dtype", "stored", "count", "density", "bytes")
+    header = ("name", "shape", "dtype", "stored", "count", "density", "bytes", *(["pattern"] if patterns else []))
     rows = [
         (r["name"], "x".join(map(str, r["shape"])), r["dtype"], r["stored"], f"{r['count']:,}", f"{r['density']:.4f}",
-         f"{r['bytes']:,}")
+         f"{r['bytes']:,}", *([r["pattern"]] if patterns else []))
         for r in about["rows"]
     ]  # fmt: skip
     print_table(header, rows)

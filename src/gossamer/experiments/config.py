@@ -72,9 +72,10 @@ class RunConfig:
     origin: Literal["init", "zero"] = _option("d of the subspace: the initial weights, or zero (disjoint only)", "init")
     targets: str | None = _option("which weights: a preset (advances, dctps) or comma-separated globs")
     seed: int = _option("seed of init, data order and method", 0)
-    execution: Literal["masked", "sparse", "hybrid", "auto"] = _option(
+    execution: Literal["masked", "sparse", "hybrid", "block", "semi_structured", "auto"] = _option(
         "masked: dense kernels on weights with zeros; sparse: sparse layers; hybrid: dense weights with sparse "
-        "products, for every method; auto: what was measured to be faster",
+        "products, for every method; block: layers of blocks, for structure=block:16 and its like; semi_structured: "
+        "2:4 on sparse tensor cores, for structure=nm:2,4; auto: masked, sparse or hybrid, as measured to be faster",
         "masked",
     )
     out: str | None = _option("run folder; default runs/<data>-<model>-<method>-<density>-<checks, if any>-<seed>")

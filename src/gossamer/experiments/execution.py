@@ -1,4 +1,4 @@
-"""How a run's sparse weights are computed with: masked, sparse or hybrid layers, or what was measured to be faster."""
+"""How a run's sparse weights are computed with: masked, by layers of a layout, or by what was measured as faster."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._two_four import keeps_two
 from ..analysis import sanity
 from ..conversion import convert, start_supports
 from ..errors import CheckpointError, ConfigError
@@ -18,7 +19,7 @@ from ..foresight import Saliency
 from ..method import Given, Method
 from ..nn.convert import conversion_report
 from ..reparametrise import Learned
-from ..sparse_methods import Refusal, refusal
+from ..sparse_methods import Refusal, has_square_blocks, refusal
 from ..tickets import Tickets
 from . import data
 from .config import ResolvedConfig
@@ -30,7 +31,7 @@ Started = Method | Learned | Tickets | None
 
 @dataclass(frozen=True)
 class Choice:
-    """What executes a weight ("all": every one): "masked", "sparse" or "hybrid"; why, with measured figures."""
+    """What executes a weight ("all": every one): "masked" or the layout of a layer; why, with measured figures."""
 
     weight: str
     layout: str
@@ -63,11 +64,23 @@ def _problem(config: ResolvedConfig, method: object, layout: str) -> Refusal | N
         return Refusal(f"the control {config.method!r} has no zeros to leave out")
     if not isinstance(method, Method):
         return Refusal(_finds_by_training(config))
-    if not config.device.startswith("cpu"):
+    if layout == "semi_structured":
+        return (
+            None
+            if keeps_two(method.structure)
+            else _odd_structure(method, "2:4 along inputs", "--set structure=nm:2,4")
+        )
+    if layout == "block" and not has_square_blocks(method):
+        return _odd_structure(method, "square blocks", "--set structure=block:16")
+    if layout != "block" and not config.device.startswith("cpu"):
         return Refusal(f"sparse layers compute on the CPU, not on {config.device!r}", "--device cpu")
-    if layout == "sparse" and config.optimizer == "muon":
+    if layout in ("sparse", "block") and config.optimizer == "muon":
         return Refusal("muon orthogonalises whole matrices, and a sparse layer has none", "--optimizer sgd or adamw")
-    return refusal(method) if layout == "sparse" else None
+    return refusal(method, blocks=layout == "block") if layout in ("sparse", "block") else None
+
+
+def _odd_structure(method: Method, expected: str, instead: str) -> Refusal:
+    return Refusal(f"its supports have the structure {method.structure.name}, not {expected}", instead)
 
 
 def apply(
@@ -80,8 +93,10 @@ def apply(
     """
     if config.execution == "masked":
         return model, method, ()
-    hybrid = config.execution == "hybrid" or (isinstance(method, Method) and refusal(method))
-    problem = _problem(config, method, "hybrid" if hybrid else "sparse")
+    layout = config.execution
+    if layout == "auto":
+        layout = "hybrid" if isinstance(method, Method) and refusal(method) else "sparse"
+    problem = _problem(config, method, layout)
     if problem or not isinstance(method, Method):
         return model, method, (Choice("all", "masked", problem.why if problem else ""),)
     if isinstance(method.init, Saliency):
@@ -96,7 +111,7 @@ def apply(
         with torch.autocast("cpu", torch.bfloat16, enabled=config.amp == "bf16"):  # which dense layer is to be beaten
             model = convert(model, method, layout="auto", batch=x, **given)
     else:
-        model = convert(model, method, layout=config.execution, **given)
+        model = convert(model, method, layout=layout, **given)
     return model, method, _choices(model)
 
 

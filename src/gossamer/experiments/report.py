@@ -8,6 +8,7 @@ import json
 import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..analysis import WeightTopology
 from ..analysis.ledger import Ledger
 from ..coverage import Coverage
 from .runs import Result, RunFolder, write_atomically
+from .structured import HEADER, Held
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,10 +55,12 @@ def write_run_report(
     weights: Sequence[WeightTopology] = (),
     first: Sequence[tuple[str, int, int, int | None]] = (),
     costs: Ledger | None = None,
+    held: Sequence[Held] = (),
 ) -> None:
     """Write curves.png (if matplotlib is installed) and report.html of one run.
 
-    weights: those it made sparse. first: (weight, entries, kept, kept on a path) of a first support that was found.
+    weights: those it made sparse. held: their structure. first: (weight, entries, kept, kept on a path) of a first
+    support that was found.
     """
     rows = folder.metrics()
     figure = curves({"validation": rows}, result.metric)
@@ -78,6 +82,7 @@ def write_run_report(
             if result.execution
             else []
         ),
+        *([_section("Structure", _table(HEADER, [astuple(weight) for weight in held]))] if held else []),
         *([_section("Costs", _costs(costs))] if costs else []),
         *([_section("First support", _table(FIRST, first))] if first else []),
         *([_section("Topology", _topology(rows, weights))] if weights else []),

@@ -38,7 +38,9 @@ class Result:
     execution: per weight (or "all") its "layout" and "why", with measured figures; empty for a masked run.
     machine: {"step_seconds", "peak_bytes"}: median of an optimizer step, memory beyond that of the process before the
     run; of the part since the last resume, None where it was not measured. ledger: FLOPs and bytes in theory and as
-    executed, `Ledger.to_dict`; None for a run that was not tested, or is in a subspace.
+    executed, `Ledger.to_dict`; None for a run that was not tested, or is in a subspace. structure: "name"; "holds",
+    whether all saved weights have it, and "broken", those that do not; "packed_bytes", of the form for its kernels with
+    16-bit values (None where there is none), beside "dense_bytes"; None for an unstructured method.
     """
 
     task: str
@@ -60,12 +62,14 @@ class Result:
     machine: Mapping[str, float | None] = field(default_factory=dict)
     ledger: Mapping[str, Any] | None = None
     trained: Mapping[str, int] = field(default_factory=dict)
+    structure: Mapping[str, Any] | None = None
 
     @property
     def title(self) -> str:
-        """The method, and what was done to its first support."""
+        """The method, its structure, and what was done to its first support."""
         words = {"offset": "offset ", "control": "", "kept_weights": "kept weights ", "mask_data": "scored on "}
-        done = [f"{word}{self.config[key]}" for key, word in words.items() if self.config.get(key)]
+        done = [self.structure["name"]] if self.structure else []
+        done += [f"{word}{self.config[key]}" for key, word in words.items() if self.config.get(key)]
         done += [f"frozen {part}" for part in self.config.get("freeze", ())]
         if self.config.get("subspace"):
             done.append("subspace {subspace} {projection} from {origin}".format_map(self.config))

@@ -22,7 +22,7 @@ from ..checkpoint import save_model
 from ..errors import ConfigError, DivergedError
 from ..nn.k_winners import update_boost
 from ..tickets import Tickets
-from . import execution, first_support, fixed
+from . import execution, first_support, fixed, structured
 from .config import RunConfig
 from .costs import ledger_of
 from .data.batches import begins_epoch
@@ -217,12 +217,15 @@ def _finish(
     """Measure on the test split if asked, and write model, result and (with a test) report."""
     cfg, task, table = plan.config, plan.task, parts.coverage()
     about = {"data": cfg.data, "name": cfg.model, "method": cfg.method, "density": cfg.density, "seed": cfg.seed}
+    if name := structured.name_of(plan.method):
+        about["structure"] = name
     trained = fixed.trained_counts(parts.model, table)
     parts.leave_subspace()
     save_model(folder.model_file, parts.model, parts.sparsifier, about)
     value = rows[-1]["valid_metric"]
     if test:
         value = task.value(evaluate(parts.model, *plan.dataset.test.whole(), autocast=partial(autocast, cfg)))
+    held = structured.of_run(plan.method, parts.sparsifier.supports if parts.sparsifier else {}, folder.model_file)
     described = first_support.described(first, plan.dataset, parts.model)
     costs = ledger_of(plan, parts, rows) if test and cfg.subspace is None else None
     result = Result(
@@ -254,11 +257,12 @@ def _finish(
         machine=machine,
         ledger=costs.to_dict() if costs else None,
         trained=trained,
+        structure=structured.described(held),
     )
     if test:
         source = f"{plan.dataset.source}; sha256 {plan.dataset.digest}..."
         watched = parts.exploration.by_weight() if parts.exploration else ()
-        write_run_report(folder, result, table, source, watched, described, costs)
+        write_run_report(folder, result, table, source, watched, described, costs, held)
     folder.write_result(result)
     return result
 

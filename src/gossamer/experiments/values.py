@@ -97,6 +97,22 @@ def parameters(function: Callable[..., Any], skip: Sequence[str] = ()) -> dict[s
     }
 
 
+def spellings(kind: Any) -> list[str]:
+    """The parts that an annotation takes, as text spells them, with the defaults of their arguments.
+
+    >>> from gossamer.topology import Structure
+    >>> spellings(Structure | None)[1]
+    'block:rows,columns=none,p=inf'
+    """
+    told = []
+    for member in _members(kind):
+        for name, choice in _part_choices(member).items() if isinstance(member, type) else ():
+            fields = _spelled_fields(choice).items()
+            listed = [key if given is Parameter.empty else f"{key}={spelled(given)}" for key, (_, given) in fields]
+            told.append(f"{name}:{','.join(listed)}" if listed else name)
+    return told
+
+
 def _members(kind: Any) -> list[Any]:
     """The alternatives of an annotation, the most specific first: '1' is a number, not text."""
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is Union:

@@ -19,7 +19,7 @@ def check(what: object) -> None:
     if isinstance(what, Method) and not keeps_two(what.structure):
         raise ConfigError(
             f"method {what.name!r} makes {what.structure.name} weights, semi-structured layers are for 2:4 along "
-            "inputs; use dataclasses.replace(method, structure=NM(2, 4)) with density 0.5 and allocation 'uniform'"
+            "inputs; make it with structure=NM(2, 4), density 0.5 and allocation 'uniform'"
         )
     for name, support in what.items() if isinstance(what, Mapping) else ():
         mask = support.mask if isinstance(support, Support) else support

@@ -271,19 +271,4 @@ class Method:
         counts = resolve_allocation(self.allocation)(shapes, density)
         if density == 1:  # before anything is pruned no structure holds
             return counts
-        return self._rounded(counts, shapes)
-
-    def _rounded(self, counts: Mapping[str, int], shapes: Mapping[str, Any]) -> dict[str, int]:
-        """The counts that the structure allows; an error tells all weights that it cannot be had in."""
-        rounded, wrong = {}, {}
-        for name, count in counts.items():
-            try:
-                rounded[name] = self.structure.round(count, shapes[name])
-            except ConfigError as error:
-                wrong[name] = error
-        if wrong:
-            first, *others = wrong
-            more = f", and {len(others) - 3} more" if len(others) > 3 else ""
-            also = f" (as do {', '.join(others[:3])}{more})" if others else ""
-            raise ConfigError(f"{first} cannot have its structure{also}: {wrong[first]}")
-        return rounded
+        return {name: self.structure.round(count, shapes[name]) for name, count in counts.items()}

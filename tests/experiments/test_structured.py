@@ -146,15 +146,3 @@ def test_patterns_are_found_again(structure: Structure, shape: tuple[int, ...], 
 def test_spellings_are_what_is_parsed() -> None:
     for spelling in spellings(Structure | None):
         parse(spelling.replace(":n,m", ":2,4").replace(":rows", ":2"), Structure, "structure")
-
-
-# -- weights that cannot have it -----------------------------------------------------------------------------------
-
-
-def test_all_weights_that_cannot_have_a_structure_are_named(make: Make) -> None:
-    with pytest.raises(ConfigError, match=r"^head\.weight cannot have its structure: 2:4 transp.* '!NAME'"):
-        train(make(**TWO_FOUR | {"targets": None}))
-    method = methods.rewire(0.5, allocation="uniform", structure=NM(2, 4))
-    shapes = {f"w{i}": (4, 6) for i in range(6)} | {"fits": (4, 8)}
-    with pytest.raises(ConfigError, match=r"^w0 cannot have its structure \(as do w1, w2, w3, and 2 more\): 2:4 needs"):
-        method.counts(shapes, 0)

@@ -78,7 +78,7 @@ class NM:
             if len(shape) < 2 or shape[_DIMENSION[axis]] % self.m:
                 raise ConfigError(
                     f"{self.name} needs weights whose {axis[:-1]} dimension divides by {self.m}, got shape "
-                    f"{tuple(shape)}; leave such weights out with targets, each as '!NAME'"
+                    f"{tuple(shape)}; leave such weights out with targets"
                 )
         exact = math.prod(shape) * self.n // self.m
         if abs(count - exact) > 1:

@@ -16,10 +16,10 @@ from .topology import NM, Support
 
 def check(what: object) -> None:
     """Raise ConfigError for a method or given supports that make other weights."""
-    if isinstance(what, Method) and not keeps_two(what.structure):
+    if isinstance(what, Method) and not _keeps_two(what.structure):
         raise ConfigError(
             f"method {what.name!r} makes {what.structure.name} weights, semi-structured layers are for 2:4 along "
-            "inputs; make it with structure=NM(2, 4), density 0.5 and allocation 'uniform'"
+            "inputs; use dataclasses.replace(method, structure=NM(2, 4)) with density 0.5 and allocation 'uniform'"
         )
     for name, support in what.items() if isinstance(what, Mapping) else ():
         mask = support.mask if isinstance(support, Support) else support
@@ -30,7 +30,7 @@ def check(what: object) -> None:
             )
 
 
-def keeps_two(structure: object) -> bool:
+def _keeps_two(structure: object) -> bool:
     """Whether at most two of four consecutive inputs are active."""
     along_inputs = isinstance(structure, NM) and structure.axis == "inputs"
     return along_inputs and 4 % structure.m == 0 and 2 * structure.n <= structure.m  # type: ignore[attr-defined]

@@ -65,11 +65,6 @@ def refusal(method: Method, *, blocks: bool = False) -> Refusal | None:
     return _of_inactive(method) or _of_structure(method, blocks) or _of_rule(method.rule)
 
 
-def has_square_blocks(method: Method) -> bool:
-    """Whether its structure is one that layers of blocks have."""
-    return isinstance(method.structure, Block) and len(set(method.structure.shape)) == 1
-
-
 def options_of_blocks(what: object, layout: str, block: int | None) -> dict[str, Any]:
     """What the layers of a layout are told of their blocks: nothing, if they have none."""
     if layout != "block":

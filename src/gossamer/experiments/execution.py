@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._two_four import keeps_two
+from .. import _two_four
 from ..analysis import sanity
 from ..conversion import convert, start_supports
 from ..errors import CheckpointError, ConfigError
@@ -19,8 +19,9 @@ from ..foresight import Saliency
 from ..method import Given, Method
 from ..nn.convert import conversion_report
 from ..reparametrise import Learned
-from ..sparse_methods import Refusal, has_square_blocks, refusal
+from ..sparse_methods import Refusal, refusal
 from ..tickets import Tickets
+from ..topology.structures import Block
 from . import data
 from .config import ResolvedConfig
 from .runs import write_atomically
@@ -65,18 +66,22 @@ def _problem(config: ResolvedConfig, method: object, layout: str) -> Refusal | N
     if not isinstance(method, Method):
         return Refusal(_finds_by_training(config))
     if layout == "semi_structured":
-        return (
-            None
-            if keeps_two(method.structure)
-            else _odd_structure(method, "2:4 along inputs", "--set structure=nm:2,4")
-        )
-    if layout == "block" and not has_square_blocks(method):
+        return _odd_for_two_four(method)
+    if layout == "block" and not (isinstance(method.structure, Block) and len(set(method.structure.shape)) == 1):
         return _odd_structure(method, "square blocks", "--set structure=block:16")
     if layout != "block" and not config.device.startswith("cpu"):
         return Refusal(f"sparse layers compute on the CPU, not on {config.device!r}", "--device cpu")
     if layout in ("sparse", "block") and config.optimizer == "muon":
         return Refusal("muon orthogonalises whole matrices, and a sparse layer has none", "--optimizer sgd or adamw")
     return refusal(method, blocks=layout == "block") if layout in ("sparse", "block") else None
+
+
+def _odd_for_two_four(method: Method) -> Refusal | None:
+    try:
+        _two_four.check(method)
+    except ConfigError:
+        return _odd_structure(method, "2:4 along inputs", "--set structure=nm:2,4")
+    return None
 
 
 def _odd_structure(method: Method, expected: str, instead: str) -> Refusal:

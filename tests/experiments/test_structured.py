@@ -103,9 +103,9 @@ def test_a_structure_that_does_not_hold_is_told(tmp_path: Path) -> None:
         layer.weight.mul_(kept.mask)
     save_model(tmp_path / "model.safetensors", layer)
     for support, holds in ((kept, True), (odd, False), (Support.from_mask(~kept.mask), False)):
-        held = of_run(method, {"weight": support}, tmp_path / "model.safetensors")
-        assert [weight.holds for weight in held] == [holds]
-        about = described(held)
+        checked = of_run(method, {"weight": support}, tmp_path / "model.safetensors")
+        assert [weight.holds for weight in checked] == [holds]
+        about = described(checked)
         assert about is not None
         assert (about["holds"], about["broken"]) == (holds, [] if holds else ["weight"])
         assert (about["packed_bytes"] is None) == (not holds)

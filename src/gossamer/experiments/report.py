@@ -22,7 +22,7 @@ from ..analysis import WeightTopology
 from ..analysis.ledger import Ledger
 from ..coverage import Coverage
 from .runs import Result, RunFolder, write_atomically
-from .structured import HEADER, Held
+from .structured import HEADER, Checked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,11 +55,11 @@ def write_run_report(
     weights: Sequence[WeightTopology] = (),
     first: Sequence[tuple[str, int, int, int | None]] = (),
     costs: Ledger | None = None,
-    held: Sequence[Held] = (),
+    checked: Sequence[Checked] = (),
 ) -> None:
     """Write curves.png (if matplotlib is installed) and report.html of one run.
 
-    weights: those it made sparse. held: their structure. first: (weight, entries, kept, kept on a path) of a first
+    weights: those it made sparse. checked: their structure. first: (weight, entries, kept, kept on a path) of a first
     support that was found.
     """
     rows = folder.metrics()
@@ -82,7 +82,7 @@ def write_run_report(
             if result.execution
             else []
         ),
-        *([_section("Structure", _table(HEADER, [astuple(weight) for weight in held]))] if held else []),
+        *([_section("Structure", _table(HEADER, [astuple(weight) for weight in checked]))] if checked else []),
         *([_section("Costs", _costs(costs))] if costs else []),
         *([_section("First support", _table(FIRST, first))] if first else []),
         *([_section("Topology", _topology(rows, weights))] if weights else []),

@@ -22,7 +22,7 @@ _SIDES = (128, 64, 32, 16, 8, 4, 2)
 
 
 @dataclass(frozen=True)
-class Held:
+class Checked:
     """What was found of one weight. packed: bytes of its packed form, None where there is none; dense: of all entries.
 
     holds: whether the support has the structure, and the saved weight no entry outside the support.
@@ -41,7 +41,7 @@ def name_of(method: object) -> str | None:
     return method.structure.name if own and isinstance(method, Method) else None
 
 
-def of_run(method: object, supports: Mapping[str, Support], file: Path) -> list[Held]:
+def of_run(method: object, supports: Mapping[str, Support], file: Path) -> list[Checked]:
     """Look at the weights in the checkpoint of a run; nothing to look at without a structure.
 
     SRigL keeps its fan-in only in the neurons that it keeps, so its structure is no property of a support.
@@ -49,14 +49,14 @@ def of_run(method: object, supports: Mapping[str, Support], file: Path) -> list[
     if not isinstance(method, Method) or name_of(method) is None or isinstance(method.rule, FanInDropGrow):
         return []
     weights = load_model(file)
-    return [_held(name, method.structure, support, weights[name]) for name, support in supports.items()]
+    return [_checked(name, method.structure, support, weights[name]) for name, support in supports.items()]
 
 
-def _held(name: str, structure: Structure, support: Support, weight: Tensor) -> Held:
+def _checked(name: str, structure: Structure, support: Support, weight: Tensor) -> Checked:
     mask = support.mask.cpu()
     holds = structure.is_valid(mask) and not bool((weight.ne(0) & ~mask).any())
     packed = packed_bytes(structure, mask, _VALUE) if holds else None
-    return Held(name, structure.name, holds, packed, mask.numel() * _VALUE)
+    return Checked(name, structure.name, holds, packed, mask.numel() * _VALUE)
 
 
 def packed_bytes(structure: Structure, mask: Tensor, value: int) -> int | None:
@@ -78,17 +78,17 @@ def packed_bytes(structure: Structure, mask: Tensor, value: int) -> int | None:
     return None
 
 
-def described(held: list[Held]) -> dict[str, Any] | None:
+def described(checked: list[Checked]) -> dict[str, Any] | None:
     """For result.json: name, whether it holds in all weights, bytes in all (None if a weight has no packed form)."""
-    if not held:
+    if not checked:
         return None
-    packed = [weight.packed for weight in held]
+    packed = [weight.packed for weight in checked]
     return {
-        "name": held[0].structure,
-        "holds": all(weight.holds for weight in held),
-        "broken": [weight.weight for weight in held if not weight.holds],
+        "name": checked[0].structure,
+        "holds": all(weight.holds for weight in checked),
+        "broken": [weight.weight for weight in checked if not weight.holds],
         "packed_bytes": None if None in packed else sum(size or 0 for size in packed),
-        "dense_bytes": sum(weight.dense for weight in held),
+        "dense_bytes": sum(weight.dense for weight in checked),
     }
 
 

@@ -225,7 +225,7 @@ def _finish(
     value = rows[-1]["valid_metric"]
     if test:
         value = task.value(evaluate(parts.model, *plan.dataset.test.whole(), autocast=partial(autocast, cfg)))
-    held = structured.of_run(plan.method, parts.sparsifier.supports if parts.sparsifier else {}, folder.model_file)
+    checked = structured.of_run(plan.method, parts.sparsifier.supports if parts.sparsifier else {}, folder.model_file)
     described = first_support.described(first, plan.dataset, parts.model)
     costs = ledger_of(plan, parts, rows) if test and cfg.subspace is None else None
     result = Result(
@@ -257,12 +257,12 @@ def _finish(
         machine=machine,
         ledger=costs.to_dict() if costs else None,
         trained=trained,
-        structure=structured.described(held),
+        structure=structured.described(checked),
     )
     if test:
         source = f"{plan.dataset.source}; sha256 {plan.dataset.digest}..."
         watched = parts.exploration.by_weight() if parts.exploration else ()
-        write_run_report(folder, result, table, source, watched, described, costs, held)
+        write_run_report(folder, result, table, source, watched, described, costs, checked)
     folder.write_result(result)
     return result
 

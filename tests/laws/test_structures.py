@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +19,6 @@ from gossamer.topology import (
     Complementary,
     DropGrow,
     FanIn,
-    Piecewise,
     Structure,
     Unstructured,
     scores,
@@ -160,16 +158,3 @@ def test_what_is_refused() -> None:
             gossamer.sparsify(model, method, total_steps=8)
     with pytest.raises(ConfigError, match=r"use density=0.5 and allocation='uniform'"):
         gossamer.sparsify(net(), methods.rewire(0.5, structure=NM(2, 4)))
-
-
-def test_no_structure_holds_before_anything_is_pruned() -> None:
-    """A live method whose density falls from 1 in a step: with and without the native pass."""
-    density = Piecewise((0, 1.0), (4, 0.5))
-    method = replace(methods.rewire(0.5, allocation="uniform", structure=TWO_D), density=density)
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    sparsifier = gossamer.sparsify(model, method, optimizer, total_steps=8)
-    for step, batch in enumerate(batches(INPUTS, n=8), start=1):
-        train_step(model, [optimizer], batch)
-        supports = sparsifier.supports.values()
-        assert all(TWO_D.is_valid(s.mask) if step >= 4 else s.density == 1 for s in supports)

@@ -24,7 +24,7 @@ LAYERS = [
     ["methods"],
     ["offsets"],
     ["nn"],
-    ["candidates", "captures", "exchange", "hooks", "masking", "optimizer_state", "sparse_methods"],
+    ["candidates", "captures", "exchange", "hooks", "masking", "optimizer_state", "sparse_methods", "unfit"],
     ["gate", "latent", "traits"],
     ["block_site", "site", "sites", "sparse_site"],
     ["gated", "soft", "cutting", "rewiring", "rewinding", "coverage"],

@@ -192,6 +192,11 @@ class Method:
         density = as_schedule(self.density)
         return not isinstance(density, Constant) and density.resolve(_FOREVER)(0) == 1
 
+    @property
+    def stays_dense(self) -> bool:
+        """Whether nothing is ever pruned, so that no weight gets the structure."""
+        return as_schedule(self.density).resolve(_FOREVER)(_FOREVER) == 1
+
     def _timed(self, ask: Callable[[Any], bool]) -> bool:
         parts: list[Any] = [self.clock, self.rule, as_schedule(self.density)]
         if isinstance(self.inactive, Live):

@@ -17,7 +17,7 @@ from .method import Given, Method
 from .seeding import generator_for
 from .sites import DenseSite
 from .sparse_site import SparseSite
-from .topology import Constant, Entries, Rule, Score, Support, Units, Unstructured, scores, spread
+from .topology import Constant, Entries, Rule, Score, Structure, Support, Units, Unstructured, scores, spread
 from .topology.rules import select_alive
 from .topology.selection import count_true
 from .topology.thresholds import Memory
@@ -114,6 +114,11 @@ def _salient(
     return foresight.search.first_masks(init, Task(model, weights, total, counts, method.structure, seed))
 
 
+def _allowed(method: Method, group: Sequence[AnySite], total: int) -> Structure:
+    """What sets are: while nothing is pruned, no structure holds."""
+    return Unstructured() if total == sum(site.shape.numel() for site in group) else method.structure
+
+
 @torch.no_grad()
 def first_reach(
     method: Method, sites: Mapping[str, AnySite], seed: int, first: Mapping[str, Tensor]
@@ -151,8 +156,7 @@ def _highest(
         values = [score(site.entries(score.needs, _generator(score.needs, site, seed, "init"), 0)) for site in group]
         nothing = [torch.zeros_like(value, dtype=torch.bool) for value in values]
         total = sum(counts[site.name] for site in group)
-        allowed = Unstructured() if total == sum(value.numel() for value in values) else method.structure
-        chosen = select_alive(allowed, values, total, nothing)
+        chosen = select_alive(_allowed(method, group, total), values, total, nothing)
         masks.update({site.name: mask for site, mask in zip(group, chosen, strict=True)})
     return masks
 
@@ -175,7 +179,7 @@ def rewire(
 
         def choose(numbers: Mapping[str, int]) -> list[Tensor]:
             wanted = [numbers[site.name] for site in group]  # noqa: B023 - called at once
-            return rule.rewire(entries, wanted, method.structure, step, remembered)  # noqa: B023
+            return rule.rewire(entries, wanted, _allowed(method, group, sum(wanted)), step, remembered)  # noqa: B023
 
         try:
             total = sum(counts[site.name] for site in group)
@@ -206,7 +210,7 @@ def _at_once(method: Method, group: Sequence[AnySite], total: int) -> list[Tenso
     if len(dense) < len(group):
         return None
     latents, masks = [site.latent for site in dense], [site.mask for site in dense]
-    return choose_at_once(method.rule, method.structure, latents, masks, total)
+    return choose_at_once(method.rule, _allowed(method, group, total), latents, masks, total)
 
 
 def _next_counts(method: Method, sites: Mapping[str, AnySite], step: int) -> dict[str, int]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
@@ -29,6 +28,7 @@ from .sparse_site import SparseSite
 from .state import VERSION, check_fits, read_state
 from .targets import Candidate, choose
 from .topology import Static, Support
+from .unfit import refuse_unfit
 
 Observer = Callable[[int, Mapping[str, Tensor], Mapping[str, Tensor]], None]
 _SYNC_EVERY = 100  # selections between two comparisons of supports across ranks
@@ -56,6 +56,8 @@ class Sparsifier:
         self.method, self.seed, self.step = method.resolve(total_steps), seed, 0
         self.total_steps = total_steps
         self._candidates = choose(model, targets, layers=True)
+        if not self.method.stays_dense:
+            refuse_unfit(self.method.structure, self._candidates, targets)
         self.sites = {c.name: self._site(c) for c in self._candidates if c.sparse}
         for name in rewiring.of_layers(self.sites):
             side = block_of(self.sites[name].module)
@@ -100,11 +102,6 @@ class Sparsifier:
             )
         if candidate.parameter.is_meta:
             raise AttachError(f"{candidate.name} is on the meta device and has no values; materialise the model first")
-        if self.method.structure.single and isinstance(candidate.module, _ConvTransposeNd):
-            raise ConfigError(
-                f"{candidate.name} is the weight of a transposed convolution, whose first dimension holds its inputs; "
-                f"{self.method.structure.name} counts per output: leave it out with targets"
-            )
         held = candidate.name, candidate.module, candidate.attribute, candidate.parameter, self.method.inactive
         if candidate.layer is not None:
             kind = SparseSite if block_of(candidate.layer) is None else BlockSite

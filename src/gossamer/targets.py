@@ -23,14 +23,8 @@ TASK_HEADS = frozenset({"classifier", "score", "qa_outputs", "cls", "head", "lm_
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
 
 LINEAR = (nn.Linear,)
-CONVOLUTION = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 EMBEDDING = (nn.Embedding, nn.EmbeddingBag)
 
@@ -80,7 +74,8 @@ def choose(
     """Classify every parameter of `model`.
 
     targets: None or a preset name (see `PRESETS`); or name globs and module types, any of which may match; a glob
-        that starts with "!" takes away (from the default preset if nothing else is given). Explicit targets
+        that starts with "!" takes away: from the preset that the list begins with, or from the default preset if
+        nothing else is given. Explicit targets
         include what presets leave out, but never 1-D parameters (biases, norms). The weight `fc.sparse.weight` of an
         offset layer at `fc` matches as `fc.weight` too.
     layers: whether the caller can train sparse layers, whose dense weight does not exist; they match by the name of
@@ -119,6 +114,8 @@ def _parse(model: nn.Module, targets: object) -> tuple[str, list[str | type[nn.M
     items = [targets] if isinstance(targets, str | type) else list(targets)
     if not items:
         raise TargetError("targets is empty; leave it out for the default, or give globs or module types")
+    first = items[0]
+    preset = items.pop(0) if isinstance(first, str) and first in PRESETS else ""
     for item in items:
         if isinstance(item, type) and issubclass(item, nn.Module):
             continue
@@ -128,7 +125,8 @@ def _parse(model: nn.Module, targets: object) -> tuple[str, list[str | type[nn.M
         if not any(p.matches(item.removeprefix("!")) for p in known):
             hint = did_you_mean(item.removeprefix("!"), [*PRESETS, *(p.name for p in known)])
             raise TargetError(f"target {item!r} matches no parameter and is no preset{hint}")
-    return ("default" if all(isinstance(i, str) and i.startswith("!") for i in items) else "none"), items
+    only_less = all(isinstance(i, str) and i.startswith("!") for i in items)
+    return str(preset or ("default" if only_less else "none")), items
 
 
 @dataclass(frozen=True)
@@ -222,13 +220,22 @@ def _impossible(p: _Parameter) -> str:
     return ""
 
 
+def stored_by_inputs(module: nn.Module) -> bool:
+    """Whether the first dimension of its weight is that of the inputs: transposed convolutions, GPT-2's Conv1D."""
+    return isinstance(module, TRANSPOSED) or _is_gpt2_conv(module)
+
+
+def _is_gpt2_conv(module: nn.Module) -> bool:
+    """Whether it is the linear layer of Hugging Face's GPT-2, known by its name: the package does not need theirs."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
 def _kind(p: _Parameter) -> str:
     """The kind of layer weight that the default preset makes sparse, or ''."""
     module, attribute = p.module, p.attribute
     if p.layer is not None:
         return f"{'linear' if len(p.shape) == 2 else 'convolution'} weight, of a sparse layer"
-    is_gpt2_conv = type(module).__name__ == "Conv1D" and hasattr(module, "nf")  # a transposed linear layer
-    if attribute == "weight" and (isinstance(module, LINEAR) or is_gpt2_conv):
+    if attribute == "weight" and (isinstance(module, LINEAR) or _is_gpt2_conv(module)):
         return "linear weight"
     if attribute == "weight" and isinstance(module, CONVOLUTION):
         return "convolution weight"

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import gossamer
 from gossamer import methods
 from gossamer.errors import GossamerError
-from gossamer.topology import Support
+from gossamer.topology import NM, Block, Support
 
 STEPS, BATCH = 24, 8
 
@@ -51,6 +51,9 @@ def recipes() -> dict[str, gossamer.Method]:
         "sr-ste": methods.sr_ste(0.5, decay=0.01, group=2),
         "srigl": methods.srigl(0.3, every=3, fraction=0.5),
         "granet": methods.granet(0.3, every=3),
+        # The two shards of the middle layer, five rows each, cut a pair of outputs.
+        "rewire-tiles": methods.rewire(0.5, allocation="uniform", structure=NM(1, 2, transposable=True)),
+        "rigl-blocks": methods.rigl(0.3, every=3, fraction=0.5, structure=Block(2)),
         "gmp": methods.gmp(0.3, every=3),
         "gmp-global": methods.gmp(0.3, every=3, scope="global"),
     }

@@ -54,6 +54,35 @@ def test_equals_the_definition() -> None:
 
 
 @pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "transposed", "every second"])
+def test_half_types_and_other_layouts_are_read_exactly(dtype: torch.dtype, layout: str) -> None:
+    """Rounded to half precision many scores tie; subnormal ones of both types and signed zeros are among them."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(8, 12, 3, 3, generator=generator) * 2.0 ** torch.randint(-24, 2, (8, 12, 3, 3)).float()
+    scores[torch.rand(scores.shape, generator=generator) < 0.2] = -0.0
+    scores, active = scores.to(dtype), torch.rand(scores.shape, generator=generator) < 0.5
+    other = {
+        "contiguous": torch.clone,
+        "channels last": lambda t: t.contiguous(memory_format=torch.channels_last),
+        "transposed": lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
+        "every second": lambda t: torch.stack([t, t], -1).flatten(-2)[..., ::2],
+    }[layout]
+    for structure in STRUCTURES:
+        for magnitudes in (False, True):
+            score = scores.double().abs() if magnitudes else scores.double()  # float64 takes the reference
+            (wanted,) = structure.select([score], scores.numel() * structure.n // structure.m, [active])
+            view = other(torch.full_like(scores, math.nan))
+            mask = structure.at_once(other(scores), other(active), magnitudes=magnitudes, view=view)
+            assert mask is not None
+            assert mask.is_contiguous()
+            assert torch.equal(mask, wanted)
+            assert view.dtype == dtype
+            assert torch.equal(view, scores.where(mask, 0.0))
+            assert not bool(view[~mask].signbit().any())
+
+
+@pytest.mark.usefixtures("path")
 def test_threads_change_nothing() -> None:
     weight, before = torch.randn(64, 128, generator=torch.Generator().manual_seed(0)), torch.get_num_threads()
     masks = []
@@ -75,8 +104,9 @@ def test_where_nothing_is_decided() -> None:
             broken.view(-1)[place] = value
             assert all(kernel.best_patterns(broken, 2, along) is None for along in kernel.ALONG)
     assert kernel.best_patterns(weight.double(), 2, "both") is None
-    assert kernel.best_patterns(weight.t(), 2, "both") is None
-    assert kernel.best_patterns(weight, 2, "both", (torch.rand(8, 16) < 0.5)[:, ::2]) is None
+    assert kernel.best_patterns(weight.bfloat16(), 2, "both", view=weight) is None, "a view of another type"
+    assert kernel.best_patterns(weight, 2, "both", torch.ones(4, 4, dtype=torch.bool)) is None, "of another shape"
+    assert kernel.best_patterns(weight, 2, "both", torch.ones(8, 8)) is None
     assert kernel.best_patterns(torch.randn(6, 8), 2, "both") is None
     assert kernel.best_patterns(torch.randn(6, 8), 2, "inputs") is not None
     assert kernel.best_patterns(torch.randn(8, 6), 2, "inputs") is None

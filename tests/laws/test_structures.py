@@ -12,7 +12,17 @@ import gossamer
 from gossamer import Fix, Method, Regularize, Reset, foresight, methods
 from gossamer.errors import ConfigError
 from gossamer.experiments.values import parse, spell
-from gossamer.topology import NM, Block, Channels, Complementary, DropGrow, FanIn, Structure, Unstructured, scores
+from gossamer.topology import (
+    NM,
+    Block,
+    Channels,
+    Complementary,
+    DropGrow,
+    FanIn,
+    Structure,
+    Unstructured,
+    scores,
+)
 
 from ..test_bad_input import composed, fails
 from .settings import assert_same, batches, make_optimizer, train_step, weights
@@ -96,6 +106,24 @@ def test_with_and_without_the_native_pass(structure: NM, monkeypatch: pytest.Mon
     assert_same(weights(native), weights(reference))
 
 
+@pytest.mark.parametrize("change", [{"dtype": torch.bfloat16}, {"memory_format": torch.channels_last}])
+def test_the_native_pass_takes_other_types_and_layouts(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights in bfloat16, or a convolution in channels-last order, train bit for bit as by the reference."""
+    found = []
+    for native in (True, False):
+        if not native:
+            monkeypatch.setattr("gossamer.kernels.n_m.best_patterns", lambda *args, **options: None)
+        model = net().to(**change)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        gossamer.sparsify(model, methods.rewire(0.5, allocation="uniform", structure=TWO_D), optimizer)
+        for x, y in batches(INPUTS, n=4):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x.to(model[0].weight.dtype)).float(), y).backward()
+            optimizer.step()
+        found.append(weights(model))
+    assert_same(*found)
+
+
 @pytest.mark.parametrize(
     ("text", "structure"),
     [
@@ -126,7 +154,7 @@ def test_what_is_refused() -> None:
     fails("2:4 has one density, which cannot change gradually", methods.gmp, 0.5, scope="layer", structure=NM(2, 4))
     model = nn.Sequential(nn.Linear(6, 8))
     for method in (methods.rewire(0.5, structure=NM(2, 4)), methods.one_shot(0.5, scope="layer", structure=NM(2, 4))):
-        with pytest.raises(ConfigError, match="whose input dimension divides by 4"):
+        with pytest.raises(ConfigError, match="4 does not divide its input dimension 6"):
             gossamer.sparsify(model, method, total_steps=8)
     with pytest.raises(ConfigError, match=r"use density=0.5 and allocation='uniform'"):
         gossamer.sparsify(net(), methods.rewire(0.5, structure=NM(2, 4)))

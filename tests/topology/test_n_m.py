@@ -154,11 +154,22 @@ def test_infinities_force_in_the_general_search() -> None:
 
 
 def test_what_is_refused() -> None:
-    for shape, axis in (((6, 8), "output"), ((8, 6), "input"), ((8, 1, 3, 3), "input"), ((8,), "input")):
-        with pytest.raises(ConfigError, match=f"2:4 transposable needs weights whose {axis} dimension divides by 4"):
+    for shape, why in (
+        ((6, 8), "output dimension 6"),
+        ((8, 6), "input dimension 6"),
+        ((8, 1, 3, 3), "input dimension 1"),
+        ((8,), "no inputs and outputs"),
+    ):
+        with pytest.raises(ConfigError, match=f"2:4 transposable does not fit a weight of shape .*{why}; leave such"):
             TWO_D.round(24, shape)
         assert not TWO_D.is_valid(torch.ones(shape, dtype=torch.bool))
-    with pytest.raises(ConfigError, match="along outputs needs weights whose output dimension"):
+    for structure in (TWO_D, NM(4, 8, True), NM(2, 4), NM(1, 3, axis="outputs")):
+        for shape in ((0, 24), (24, 0), (24, 24, 0)):
+            for dtype in (torch.float32, torch.float64):
+                (mask,) = structure.select([torch.empty(shape, dtype=dtype)], 0)
+                assert mask.shape == shape
+                assert structure.is_valid(mask)
+    with pytest.raises(ConfigError, match="4 does not divide its output dimension 6"):
         NM(2, 4, axis="outputs").round(12, (6, 4))
     with pytest.raises(ConfigError, match="holds along both axes; leave axis='outputs' out"):
         NM(2, 4, True, "outputs")

@@ -170,3 +170,26 @@ def test_what_is_refused() -> None:
         "block 8x1 by 2-norm",
         "input channels by 1-norm",
     ]
+
+
+@pytest.mark.parametrize("kind", [Block(10**12), Block(10**12, 2), Block(2, 10**12, p=2.0)], ids=lambda kind: kind.name)
+def test_units_larger_than_the_weight_end_where_it_ends(kind: Block) -> None:
+    shape = (3, 5, 2)
+    scores, clipped = drawn(shape, 0), Block(min(kind.shape[0], 3), min(kind.shape[1], 5), p=kind.p)
+    count = clipped.round(15, shape)
+    assert kind.round(15, shape) == count
+    mask = kind.select([scores], count)[0]
+    assert torch.equal(mask, clipped.select([scores], count)[0])
+    assert kind.is_valid(mask)
+    assert torch.equal(kind.keep(scores, mask, count), mask)
+
+
+@pytest.mark.parametrize(("p", "scale"), [(100.0, 1e-6), (20.0, 1e30), (2.0, 1e-200), (3.0, 1e150)])
+def test_high_norms_neither_overflow_nor_vanish(p: float, scale: float) -> None:
+    """Units rank the same in another measure; the largest entry of each is what their powers are taken relative to."""
+    scores = drawn((8, 8), 0).double() * torch.logspace(-3, 0, 8, dtype=torch.float64)
+    kind = Block(2, p=p)
+    assert torch.equal(kind.select([scores * scale], 16)[0], kind.select([scores], 16)[0])
+    found = kind._scores(scores * scale)[..., 0]
+    wanted = scores.view(4, 2, 4, 2).permute(0, 2, 1, 3).reshape(4, 4, 4).norm(p=p, dim=2) * scale
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=0)

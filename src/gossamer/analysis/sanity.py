@@ -27,6 +27,7 @@ from ..sparsifier import _attached as owned
 from ..targets import canonical, choose
 from ..tickets import Tickets
 from ..topology import Score, Structure, Support, Unstructured
+from ..unfit import refuse_unfit
 
 COMPARED = 64  # entries from which on the std of a parameter says how it was drawn
 ALIKE = 1.5  # two stds within this factor of each other are of one initialisation
@@ -48,9 +49,12 @@ def first_supports(
     resolved = method.resolve(total_steps)
     if resolved.starts_dense:
         raise ConfigError(f"method {method.name!r} starts dense, so it has no first support to check")
+    rows = choose(model, targets)
+    if not resolved.stays_dense:
+        refuse_unfit(resolved.structure, rows, targets)
     sites = {
         row.name: DenseSite(row.name, row.module, row.attribute, row.parameter, resolved.inactive)
-        for row in choose(model, targets)
+        for row in rows
         if row.sparse
     }
     _, masks = rewiring.begin(resolved, model, sites, seed)

@@ -42,7 +42,7 @@ class FanIn:
 
     def round(self, count: int, shape: Sequence[int]) -> int:
         """Return ``count``; with ``exact`` the nearest positive multiple of the number of filters."""
-        if not self.exact or not math.prod(shape):
+        if not (self.exact and shape and math.prod(shape)):
             return count
         return min(max(1, round(count / shape[0])) * shape[0], math.prod(shape))
 

@@ -74,12 +74,11 @@ class NM:
         Raises:
             ConfigError: a dimension does not divide into groups of M, or ``count`` asks for another density.
         """
-        for axis in self._axes:
-            if len(shape) < 2 or shape[_DIMENSION[axis]] % self.m:
-                raise ConfigError(
-                    f"{self.name} needs weights whose {axis[:-1]} dimension divides by {self.m}, got shape "
-                    f"{tuple(shape)}; leave such weights out with targets"
-                )
+        if self.misfit(shape):
+            raise ConfigError(
+                f"{self.name} does not fit a weight of shape {tuple(shape)}: {self.misfit(shape)}; leave such weights "
+                "out with targets"
+            )
         exact = math.prod(shape) * self.n // self.m
         if abs(count - exact) > 1:
             raise ConfigError(
@@ -87,6 +86,20 @@ class NM:
                 f"density and allocation ask for {count}; use density={self.n / self.m:.4g} and allocation='uniform'"
             )
         return exact
+
+    def misfit(self, shape: Sequence[int], groups: int = 1) -> str:
+        """Return why a weight of ``shape`` cannot have this structure, or ''.
+
+        groups: of a grouped convolution, whose products run over the filters of one group.
+        """
+        if len(shape) < 2:
+            return "it has no inputs and outputs"
+        for axis in self._axes:
+            size, each = shape[_DIMENSION[axis]], groups if axis == "outputs" else 1
+            if size // each % self.m:
+                told = f"{axis[:-1]} dimension {size}" if each == 1 else f"{size // each} outputs of each group"
+                return f"{self.m} does not divide its {told}"
+        return ""
 
     def select(self, scores: Sequence[Tensor], count: int, active: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Return the mask of the best N in every group; ``count`` must be N/M of the weight.
@@ -123,8 +136,9 @@ class NM:
 
     def is_valid(self, mask: Tensor) -> bool:
         """Whether every group has N entries; of a transposable structure along both axes."""
-        fits = mask.dim() >= 2 and all(mask.shape[_DIMENSION[axis]] % self.m == 0 for axis in self._axes)
-        return fits and all(bool((groups_of(mask, self.m, axis).sum(1) == self.n).all()) for axis in self._axes)
+        return not self.misfit(mask.shape) and all(
+            bool((groups_of(mask, self.m, axis).sum(1) == self.n).all()) for axis in self._axes
+        )
 
     @property
     def _axes(self) -> tuple[Axis, ...]:
@@ -168,9 +182,9 @@ _DIMENSION = {"outputs": 0, "inputs": 1}
 
 def groups_of(values: Tensor, m: int, axis: Axis = "inputs") -> Tensor:
     """(out, in, *kernel) -> (groups, M): consecutive inputs, or outputs, with everything else the same."""
-    by_position = values.reshape(*values.shape[:2], -1)
+    by_position = values.reshape(*values.shape[:2], math.prod(values.shape[2:]))
     order = (0, 2, 1) if axis == "inputs" else (1, 2, 0)
-    return by_position.permute(order).reshape(-1, m)
+    return by_position.permute(order).reshape(values.numel() // m, m)
 
 
 def _ungrouped(groups: Tensor, shape: Sequence[int], axis: Axis) -> Tensor:
@@ -183,7 +197,8 @@ def _ungrouped(groups: Tensor, shape: Sequence[int], axis: Axis) -> Tensor:
 def tiles_of(values: Tensor, m: int) -> Tensor:
     """(out, in, *kernel) -> (tiles, M outputs, M inputs), each at one kernel position."""
     out, inputs = values.shape[:2]
-    return values.reshape(out // m, m, inputs // m, m, -1).permute(0, 2, 4, 1, 3).reshape(-1, m, m)
+    parts = values.reshape(out // m, m, inputs // m, m, math.prod(values.shape[2:]))
+    return parts.permute(0, 2, 4, 1, 3).reshape(values.numel() // m**2, m, m)
 
 
 def untiled(tiles: Tensor, shape: Sequence[int]) -> Tensor:

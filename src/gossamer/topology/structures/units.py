@@ -125,19 +125,24 @@ class Units(ABC):
         rows, columns, positions = self._matrix(torch.empty(tuple(shape), device="meta")).shape
         return rows, columns, positions
 
+    def _clipped(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of a unit, no more than the weight has: a grid is never padded to a larger one."""
+        (rows, columns, _), (height, width) = self._checked(shape), self._unit(shape)
+        return min(height, max(rows, 1)), min(width, max(columns, 1))
+
     def _sizes(self, shape: Sequence[int]) -> Sizes:
-        return _sizes(*self._checked(shape), *self._unit(shape)) if math.prod(shape) else ()
+        return _sizes(*self._checked(shape), *self._clipped(shape)) if math.prod(shape) else ()
 
     def _counts(self, shape: Sequence[int]) -> Tensor:
         """How many entries each unit has: (rows, columns, positions) of the grid."""
         rows, columns, positions = self._checked(shape)
-        unit = self._unit(shape)
+        unit = self._clipped(shape)
         height, width = torch.tensor(_lengths(rows, unit[0])), torch.tensor(_lengths(columns, unit[1]))
         return (height.unsqueeze(1) * width).unsqueeze(2).expand(-1, -1, positions).contiguous()
 
     def _grid(self, values: Tensor, padding: float | bool) -> Tensor:
         """(rows, height of a unit, columns, its width, positions), padded."""
-        matrix, (height, width) = self._matrix(values), self._unit(values.shape)
+        matrix, (height, width) = self._matrix(values), self._clipped(values.shape)
         below, beside = -matrix.shape[0] % height, -matrix.shape[1] % width
         if below or beside:
             matrix = torch.nn.functional.pad(matrix, (0, 0, 0, beside, 0, below), value=padding)
@@ -152,8 +157,12 @@ class Units(ABC):
         if self.p == math.inf:
             return largest
         numbers = grid.where(grid.isfinite(), 0.0).double()
+        # Powers of two change no digit, and keep high powers of small and large numbers apart.
+        exponent = numbers.abs().amax((1, 3), keepdim=True).frexp().exponent
+        numbers = numbers.ldexp(-exponent)
         powers = (numbers.sign() * numbers.abs() ** self.p).sum((1, 3))
-        return torch.where(largest.isinf(), largest.double(), powers.sign() * powers.abs() ** (1 / self.p))
+        norms = (powers.sign() * powers.abs() ** (1 / self.p)).ldexp(exponent[:, 0, :, 0])
+        return torch.where(largest.isinf(), largest.double(), norms)
 
     def _any(self, mask: Tensor) -> Tensor:
         return self._grid(mask, False).any(3).any(1) if mask.numel() else mask.new_zeros(0)
@@ -162,7 +171,7 @@ class Units(ABC):
         """Masks of units -> of entries."""
         if not chosen.numel():
             return torch.zeros(tuple(shape), dtype=torch.bool, device=chosen.device)
-        (height, width), (rows, columns, _) = self._unit(shape), self._checked(shape)
+        (height, width), (rows, columns, _) = self._clipped(shape), self._checked(shape)
         whole = chosen.repeat_interleave(height, 0)[:rows].repeat_interleave(width, 1)[:, :columns]
         return self._restored(whole, shape).contiguous()
 

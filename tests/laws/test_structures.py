@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from gossamer.topology import (
     Complementary,
     DropGrow,
     FanIn,
+    Piecewise,
     Structure,
     Unstructured,
     scores,
@@ -158,3 +160,16 @@ def test_what_is_refused() -> None:
             gossamer.sparsify(model, method, total_steps=8)
     with pytest.raises(ConfigError, match=r"use density=0.5 and allocation='uniform'"):
         gossamer.sparsify(net(), methods.rewire(0.5, structure=NM(2, 4)))
+
+
+def test_no_structure_holds_while_everything_is_active() -> None:
+    falls = Piecewise(((0, 1.0), (4, 0.5)))
+    method = replace(methods.rewire(0.5, allocation="uniform", structure=TWO_D), density=falls)
+    model = net()
+    optimizers = make_optimizer("adamw", model)
+    sparsifier = gossamer.sparsify(model, method, optimizers, total_steps=8)
+    for step, batch in enumerate(batches(INPUTS, n=8), start=1):
+        train_step(model, optimizers, batch)
+        for name, support in sparsifier.supports.items():
+            assert support.density == falls(step), f"{name} after step {step}"
+            assert step < 4 or TWO_D.is_valid(support.mask), f"{name} after step {step}"

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from ..analysis import sanity
-from ..conversion import convert, start_supports
+from ..conversion import convert
 from ..errors import CheckpointError, ConfigError
 from ..foresight import Saliency
 from ..method import Given, Method
 from ..nn.convert import conversion_report
 from ..reparametrise import Learned
 from ..sparse_methods import Refusal, refusal
+from ..starting import start_supports
 from ..tickets import Tickets
 from . import data
 from .config import ResolvedConfig

@@ -14,7 +14,7 @@ import gossamer
 from gossamer import checkpoint, methods
 from gossamer.errors import AttachError, CheckpointError, ConfigError, TargetError
 from gossamer.nn import OffsetConv2d, OffsetLinear, PackedActivation, SparseWeight, conversion_report
-from gossamer.offsets import DCT, Offset
+from gossamer.offsets import DCT, Identity, Offset
 from gossamer.sparse_methods import refusal
 from gossamer.topology import Support
 
@@ -354,6 +354,17 @@ def test_model_files(tmp_path: Path, layout: str, offset: Offset) -> None:
         checkpoint.load_model(path, gossamer.convert(convnet(), offset=Drawn() if offset == DCT() else DCT()))
     with pytest.raises(CheckpointError, match=r"it has in addition 0.alpha"):
         checkpoint.load_model(path, convnet())
+
+
+def test_the_state_that_a_file_gives_knows_its_offsets(tmp_path: Path) -> None:
+    path, model, x = tmp_path / "model.safetensors", nn.Sequential(OffsetLinear(8, 8), nn.Tanh()), torch.randn(5, 8)
+    checkpoint.save_model(path, model)
+    twin = nn.Sequential(OffsetLinear(8, 8, alpha=0.5), nn.Tanh())
+    for state in (checkpoint.load_model(path), checkpoint.load_model(path, copy.deepcopy(twin))):
+        with pytest.raises(RuntimeError, match=r"offset layer 0: the state is of DCT\(.*\), the layer has Identity"):
+            nn.Sequential(OffsetLinear(8, 8, offset=Identity()), nn.Tanh()).load_state_dict(state)
+        twin.load_state_dict(state)
+        assert torch.equal(twin(x), model(x))
 
 
 def test_training_goes_on_from_either_file(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ The layout, and a reader of 30 lines that needs NumPy only, are in docs/checkpoi
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -72,7 +73,8 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> dict[str, An
 
     Sparse layers of `model` take over the support of the file, and of them `values` and `index` are returned, not the
     dense weight, which is never made. A weight that was stored dense has no support: the layer keeps its own if that
-    holds all of the weight, else it takes that of the exact non-zeros.
+    holds all of the weight, else it takes that of the exact non-zeros. The dict tells
+    ``load_state_dict`` the offsets of the file, as that of ``state_dict()`` does.
 
     Raises:
         CheckpointError: as `load`; or the file is of another model.
@@ -85,11 +87,11 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> dict[str, An
         if not isinstance(state, dict):
             raise TypeError("the state is no dict")
         if model is None:
-            return densified(state)
+            return _telling(densified(state), contents.metadata)
         check_fits(model, state, path, contents.metadata)
         own = densified(own_state(model, state, _supports_in(contents))[0])
         model.load_state_dict(own)
-    return {canonical(name): value for name, value in own.items()}
+        return _telling({canonical(name): value for name, value in own.items()}, contents.metadata)
 
 
 def save_training(
@@ -148,6 +150,15 @@ def load_training(
     every = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
     with sensible(path), _in_form_of(contents.state["sparsifier"], sparsifier):
         return _take_over(contents, model, every, sparsifier, path)
+
+
+def _telling(state: dict[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict; of a model with offsets with metadata, by which its layers refuse the state of another offset."""
+    if not about.get("offsets"):
+        return state
+    told = OrderedDict(state)
+    told._metadata = {path: {"offset": offset} for path, offset in about["offsets"].items()}  # type: ignore[attr-defined]
+    return told
 
 
 def _about(model: nn.Module) -> dict[str, Any]:

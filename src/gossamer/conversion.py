@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from . import _two_four, distributed
-from .analysis.sanity import Targets, first_supports
-from .errors import AttachError, ConfigError, TargetError, check_choice, check_seed
-from .foresight import Saliency
+from .analysis.sanity import Targets
+from .errors import AttachError, ConfigError, check_choice, check_seed
 from .method import Method
 from .nn.convert import (
     Choice,
@@ -30,13 +29,12 @@ from .nn.convert import (
 )
 from .nn.hybrid import Hybrid
 from .offsets import Offset
-from .reparametrise import Learned
+from .ownership import owned
 from .seeding import generator_for
 from .sparse_methods import options_of_blocks
 from .sparse_methods import refusal as refusal_of_method
-from .sparsifier import _attached as owned
-from .targets import Candidate, check_initialised, choose, is_offset_layer
-from .tickets import Tickets
+from .starting import inner_name, outer_name, refuse_targets, start_supports
+from .targets import Candidate, check_initialised, choose
 from .topology import Constant, Support, as_schedule
 
 Layout = Literal["sparse", "hybrid", "block", "semi_structured", "auto", "masked", "dense"]
@@ -158,9 +156,9 @@ def _with_offsets(
             f'layout="{layout}" is for S of a method or of given supports, and there are none; leave it out'
         )
     if isinstance(what, Mapping):
-        _refuse_targets(targets)
+        refuse_targets(targets)
         held = dict(model.named_parameters())
-        what = {name if name in held else _outer_name(name): support for name, support in what.items()}
+        what = {name if name in held else outer_name(name): support for name, support in what.items()}
         targets = list(what)
     rows = [row for row in choose(model, targets, layers=True) if row.sparse]
     why = {row.name: refusal(model, row.module, row.attribute, "offset") for row in rows}
@@ -169,7 +167,7 @@ def _with_offsets(
         raise ConfigError(f"no layer can take an offset: {'; '.join(f'{n}: {w}' for n, w in list(why.items())[:3])}")
     seeds = {module: generator_for(seed, name, "offset").initial_seed() for module, name in taking.items()}
     whole, undo = add_offsets(model, seeds, **added)
-    names = [name if why[name] else _inner_name(name) for name in why]
+    names = [name if why[name] else inner_name(name) for name in why]
     try:
         if what is None:
             note(whole, [_as_it_is(row) for row in choose(whole, names, layers=True) if row.sparse])
@@ -183,16 +181,6 @@ def _with_offsets(
     assert report is not None
     note(whole, [_told(choice, why.get(choice.name, "")) for choice in report.choices])
     return whole
-
-
-def _inner_name(name: str) -> str:
-    """Of a weight when its layer has an offset."""
-    return f"{name.removesuffix('weight')}sparse.weight"
-
-
-def _outer_name(name: Any) -> Any:
-    """Of a weight before."""
-    return f"{name.removesuffix('sparse.weight')}weight" if str(name).endswith("sparse.weight") else name
 
 
 def _as_it_is(row: Candidate) -> Choice:
@@ -223,55 +211,6 @@ def _check_model(model: object) -> None:
     for name, parameter in model.named_parameters():
         if parameter in owned:
             raise AttachError(f"{name} is sparsified already; call convert() before sparsify(), or detach() first")
-
-
-def start_supports(
-    model: nn.Module, what: object, targets: Targets, seed: int, total_steps: int | None
-) -> dict[str, Support]:
-    """The supports that `convert` starts layers with, full ones if the method starts dense; nothing changes."""
-    if isinstance(what, Mapping):
-        _refuse_targets(targets)
-        weights = [f"{path}.weight" if path else "weight" for path, m in model.named_modules() if is_offset_layer(m)]
-        return _given(model, {_inner_name(n) if n in weights else n: support for n, support in what.items()})
-    if isinstance(what, Method) and what.starts_dense:
-        return {row.name: Support.full(row.parameter.shape) for row in choose(model, targets) if row.sparse}
-    if not isinstance(what, Method | Learned | Tickets | Saliency):  # the last three get an error of their own
-        given = "None" if what is None else f"a {type(what).__name__}"
-        raise ConfigError(
-            f"what is {given}; expected a Method such as methods.static(0.1), or a mapping from weight names to "
-            "Supports or bool masks"
-        )
-    return first_supports(model, what, total_steps=total_steps, targets=targets, seed=seed)  # type: ignore[arg-type]
-
-
-def _refuse_targets(targets: Targets) -> None:
-    if targets is not None:
-        raise ConfigError("targets choose the weights of a method; given supports name theirs, leave targets out")
-
-
-def _given(model: nn.Module, what: Mapping[str, Support | Tensor]) -> dict[str, Support]:
-    """The given supports, checked against the weights that they name."""
-    if not what:
-        raise ConfigError("no supports are given; pass a method or weight name -> Support")
-    supports = {}
-    for row in choose(model, list(what)):
-        if row.name not in what:
-            continue
-        given = what[row.name]
-        if not isinstance(given, Support | Tensor):
-            raise ConfigError(
-                f"the support of {row.name} is a {type(given).__name__}; expected a Support or a bool mask"
-            )
-        support = given if isinstance(given, Support) else Support.from_mask(given)
-        if not row.sparse:
-            raise TargetError(f"{row.name} cannot be sparse: {row.reason}")
-        if support.shape != row.parameter.shape:
-            raise ConfigError(
-                f"the given support of {row.name} has shape {tuple(support.shape)}, the weight has "
-                f"{tuple(row.parameter.shape)}"
-            )
-        supports[row.name] = support
-    return supports
 
 
 def _kind(what: object, layout: str) -> str:

@@ -21,10 +21,10 @@ from .gated import GatedWeight, hide_from_ddp, refuse_gate, refuse_wrapped
 from .hooks import StepHooks
 from .learned_state import LEARNED_VERSION, check_learned_state
 from .masking import keep_on
+from .ownership import check_free
 from .reparametrise import Learned
 from .soft import SoftPhase
 from .sparsifier import Observer, Sparsifier
-from .sparsifier import _attached as owned
 from .targets import choose
 from .topology import Support
 
@@ -59,10 +59,7 @@ class LearnedSparsifier:
         self._candidates = choose(model, targets)
         chosen = [c for c in self._candidates if c.sparse]
         for candidate in chosen:
-            if candidate.parameter in owned:
-                raise AttachError(
-                    f"{candidate.name} is sparsified already; call detach() on its Sparsifier before sparsify() again"
-                )
+            check_free(candidate.name, candidate.parameter)
             refuse_gate(model, candidate)
         check_counts({c.name: c.parameter.numel() for c in chosen}, self.method.density)
         self._weights = {c.name: GatedWeight(c, self.method.gate) for c in chosen}

@@ -13,16 +13,16 @@ from .foresight import Saliency
 from .foresight.search import Task
 from .inactive import Zero
 from .latent import choose_at_once
+from .live_site import LiveSite
 from .method import Given, Method
 from .seeding import generator_for
+from .site_kinds import AnySite
 from .sites import DenseSite
 from .sparse_site import SparseSite
 from .topology import Constant, Entries, Rule, Score, Structure, Support, Units, Unstructured, scores, spread
 from .topology.rules import select_alive
 from .topology.selection import count_true
 from .topology.thresholds import Memory
-
-AnySite = DenseSite | SparseSite
 
 
 def shapes(sites: Mapping[str, AnySite]) -> dict[str, torch.Size]:
@@ -206,10 +206,10 @@ def _exchanged(method: Method, group: Sequence[AnySite], counts: Mapping[str, in
 
 
 def _at_once(method: Method, group: Sequence[AnySite], total: int) -> list[Tensor] | None:
-    dense = [site for site in group if isinstance(site, DenseSite)]
-    if len(dense) < len(group):
+    live = [site for site in group if isinstance(site, LiveSite)]
+    if len(live) < len(group):
         return None
-    latents, masks = [site.latent for site in dense], [site.mask for site in dense]
+    latents, masks = [site.latent for site in live], [site.mask for site in live]
     return choose_at_once(method.rule, _allowed(method, group, total), latents, masks, total)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -12,27 +11,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakIdKeyDictionary
 
 from . import distributed, optimizer_state, rewiring
-from .block_site import BlockSite
 from .coverage import Coverage, coverage
 from .errors import AttachError, ConfigError, check_seed
 from .hooks import StepHooks
 from .method import Live, Method
+from .ownership import owned
 from .seeding import generator_for
+from .site_kinds import AnySite, make_sites
 from .sites import DenseSite
-from .sparse_layer import block_of
-from .sparse_methods import check_method
-from .sparse_site import SparseSite
 from .state import VERSION, check_fits, read_state
-from .targets import Candidate, choose
-from .topology import Static, Support
+from .targets import choose
+from .timetable import Timetable
+from .topology import Support
 from .unfit import refuse_unfit
 
 Observer = Callable[[int, Mapping[str, Tensor], Mapping[str, Tensor]], None]
 _SYNC_EVERY = 100  # selections between two comparisons of supports across ranks
-_attached: WeakIdKeyDictionary = WeakIdKeyDictionary()  # Parameter -> name, while a Sparsifier owns it
 
 
 class Sparsifier:
@@ -58,10 +54,7 @@ class Sparsifier:
         self._candidates = choose(model, targets, layers=True)
         if not self.method.stays_dense:
             refuse_unfit(self.method.structure, self._candidates, targets)
-        self.sites = {c.name: self._site(c) for c in self._candidates if c.sparse}
-        for name in rewiring.of_layers(self.sites):
-            side = block_of(self.sites[name].module)
-            check_method(self.method, name, compiled=_compiled(model), block=side)
+        self.sites = make_sites(self._candidates, self.method, model)
         self._hooks: StepHooks | None = None
         self._gates: list[RemovableHandle] = []
         self._synced = False
@@ -84,7 +77,7 @@ class Sparsifier:
             self.method.counts(rewiring.shapes(self.sites), self.total_steps)
         reach = rewiring.first_reach(self.method, self.sites, self.seed, first)
         for name, site in self.sites.items():
-            _attached[site.parameter] = name
+            owned[site.parameter] = name
             signs = generator_for(self.seed, name, "sign") if "sign" in self.method.needs else None
             site.start(first.get(name), self.method.needs, signs)  # a sparse layer has its own
             self._gates += site.install()
@@ -94,19 +87,6 @@ class Sparsifier:
             site.traits.set_reach(mask)
         self._synchronise()
         self._arm_gates()
-
-    def _site(self, candidate: Candidate) -> rewiring.AnySite:
-        if candidate.parameter in _attached:
-            raise AttachError(
-                f"{candidate.name} is sparsified already; call detach() on its Sparsifier before sparsify() again"
-            )
-        if candidate.parameter.is_meta:
-            raise AttachError(f"{candidate.name} is on the meta device and has no values; materialise the model first")
-        held = candidate.name, candidate.module, candidate.attribute, candidate.parameter, self.method.inactive
-        if candidate.layer is not None:
-            kind = SparseSite if block_of(candidate.layer) is None else BlockSite
-            return kind(*held, rewires=not isinstance(self.method.rule, Static))
-        return DenseSite(*held)
 
     # -- what users read --
 
@@ -195,7 +175,7 @@ class Sparsifier:
         self._gates = []
         for site in self.sites.values():
             site.release()
-            _attached.pop(site.parameter, None)
+            owned.pop(site.parameter, None)
 
     def _new_backward(self) -> bool:
         arrived = [site.gate.take_arrival() for site in self.sites.values()]
@@ -234,7 +214,7 @@ class Sparsifier:
                 raise AttachError(
                     "the last optimizer.step() did not finish (it raised); call sparsifier.restore() before going on"
                 )
-        growing, consume = self._growing(), self.method.at == "replace"
+        growing, consume = self._timetable.growing(self.step), self.method.at == "replace"
         for site in own:
             if growing:
                 site.stash_gradient(optimizer_state.gradient_scale(optimizer))
@@ -259,38 +239,28 @@ class Sparsifier:
 
     def _complete_step(self) -> None:
         replace = self.method.at == "replace"
-        if replace and self._due(self.step):
+        if replace and self._timetable.due(self.step):
             self._rewire(self.step)
         self.step += 1
-        if not replace and self._due(self.step):
+        if not replace and self._timetable.due(self.step):
             self._rewire(self.step)
         self._arm_gates()
 
-    def _own(self, optimizer: Optimizer) -> list[rewiring.AnySite]:
+    def _own(self, optimizer: Optimizer) -> list[AnySite]:
         return [site for site in self.sites.values() if site.optimizer is optimizer]
 
-    def _due(self, step: int) -> bool:
-        if not self.method.clock.due(step):
-            return False
-        inactive = self.method.inactive
-        if isinstance(inactive, Live):
-            return inactive.exploit is None or not inactive.exploit.frozen(step - 1)
-        return step != self.total_steps or self.method.rule.final is not None
-
-    def _growing(self) -> bool:
-        """Whether the gradient of the current step decides where to grow."""
-        if "grad" not in self.method.rule.needs:
-            return False
-        return self._due(self.step if self.method.at == "replace" else self.step + 1)
+    @property
+    def _timetable(self) -> Timetable:
+        return Timetable(self.method, self.total_steps)
 
     def _arm_gates(self) -> None:
-        growing = self._growing()
+        growing = self._timetable.growing(self.step)
         for site in self.sites.values():
             site.arm(growing=growing)
 
     def _rewire(self, step: int) -> None:
         before = self._whole_masks() if self._observers else {}
-        rewiring.rewire(self._method_at(step), self.sites, self.seed, step, self._memory)
+        rewiring.rewire(self._timetable.method_at(step), self.sites, self.seed, step, self._memory)
         self._selections += 1
         if self._observers:
             after = self._whole_masks()
@@ -299,11 +269,6 @@ class Sparsifier:
         frequent = isinstance(self.method.inactive, Live)
         if distributed.active() and not (frequent and self._selections % _SYNC_EVERY):
             distributed.check_supports(self.sites, step)
-
-    def _method_at(self, step: int) -> Method:
-        """After the last update a rule that grows does only what still makes sense."""
-        last = self.method.rule.final if step == self.total_steps and self.method.at == "after" else None
-        return self.method if last is None else replace(self.method, rule=last)
 
     def _whole_masks(self) -> dict[str, Tensor]:
         return {name: site.whole_mask() for name, site in self.sites.items()}
@@ -360,7 +325,3 @@ class Sparsifier:
         self._memory = saved["memory"]
         self.seed, self.step, self._selections = saved["seed"], saved["step"], saved["selections"]
         self._arm_gates()
-
-
-def _compiled(model: nn.Module) -> bool:
-    return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())

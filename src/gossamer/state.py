@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .errors import CheckpointError
 from .method import Method
-from .rewiring import AnySite, shapes
+from .rewiring import shapes
+from .site_kinds import AnySite
 from .targets import canonical
 from .topology import Constant, Support
 

@@ -19,10 +19,11 @@ from gossamer.checkpoint import load, load_model
 from gossamer.errors import CheckpointError, ConfigError, DivergedError
 from gossamer.experiments import models
 from gossamer.experiments import train as loop
+from gossamer.experiments.computing import pinned
 from gossamer.experiments.config import ResolvedConfig, RunConfig
 from gossamer.experiments.optimizers import build_optimizers, rate_factor
 from gossamer.experiments.runs import RunFolder, write_atomically
-from gossamer.experiments.setup import build_parts, make_plan, pinned
+from gossamer.experiments.setup import build_parts, make_plan
 from gossamer.experiments.tasks import TASKS, Totals, evaluate
 
 from .tiny import Make, model_of, rows_of

@@ -20,10 +20,10 @@ from ..foresight import Saliency
 from ..foresight.search import shuffled
 from ..gated import Gating
 from ..method import Given, Method
+from ..ownership import owned
 from ..reparametrise import Learned
 from ..seeding import own_random_state
 from ..sites import DenseSite
-from ..sparsifier import _attached as owned
 from ..targets import canonical, choose
 from ..tickets import Tickets
 from ..topology import Score, Structure, Support, Unstructured

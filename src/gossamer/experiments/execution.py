@@ -13,13 +13,14 @@ from torch import nn
 
 from .. import _two_four
 from ..analysis import sanity
-from ..conversion import convert, start_supports
+from ..conversion import convert
 from ..errors import CheckpointError, ConfigError
 from ..foresight import Saliency
 from ..method import Given, Method
 from ..nn.convert import conversion_report
 from ..reparametrise import Learned
 from ..sparse_methods import Refusal, refusal
+from ..starting import start_supports
 from ..tickets import Tickets
 from ..topology.structures import Block
 from . import data

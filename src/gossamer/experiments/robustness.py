@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from ..checkpoint import load_model
 from ..errors import ConfigError
 from . import data, models
+from .computing import pinned
 from .config import RunConfig
 from .data.batches import keyed_generator
 from .runs import RunFolder
-from .setup import make_plan, pinned
+from .setup import make_plan
 from .tasks import evaluate
 
 LEVELS = tuple(percent / 100 for percent in range(0, 51, 5))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,11 @@ from ..subspace import SubspaceModel
 from ..targets import choose
 from ..tickets import Tickets
 from . import data, execution, first_support, fixed, models
+from .computing import check_device
 from .config import ResolvedConfig, RunConfig, build_method, parse_targets, typed_options
 from .optimizers import build_optimizers, build_schedulers, rate_factor
 from .recipes import resolve
 from .tasks import TASKS, Task, Totals
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -113,20 +111,6 @@ def _first_round(method: Method | Learned | Tickets | None, steps: int) -> Round
             f"rewind = {method.rewind!r} of {steps} steps leaves none to train the ticket; use an earlier one"
         )
     return Round(0, steps, steps + method.depth * (stop - start), number=0)
-
-
-def check_device(device: str) -> None:
-    """Raise ConfigError if torch cannot compute on `device` here."""
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise ConfigError(f"device = {device!r} is no torch device; write cpu, cuda or cuda:1") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device = {device!r}: this torch sees no CUDA device; use --device cpu")
-    try:
-        torch.zeros(1, device=device).item()  # meta has no values; mps, xpu and cuda:9 may not be there
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise ConfigError(f"device = {device!r} cannot compute here; use --device cpu") from error
 
 
 @dataclass
@@ -279,31 +263,3 @@ def _small(plan: Plan, reference: Coverage) -> tuple[nn.Module, dict[str, float]
     torch.manual_seed(config.seed)
     model, ratio, width = models.small_twin(config.model, plan.dataset, target, **config.model_options)
     return model, {"width": width, "ratio": ratio, "parameters": sum(p.numel() for p in model.parameters())}
-
-
-def autocast(config: ResolvedConfig) -> AbstractContextManager[object]:
-    """The autocast context of a run; a no-op without amp."""
-    if config.amp is None:
-        return nullcontext()
-    return torch.autocast(torch.device(config.device).type, dtype=_DTYPES[config.amp])
-
-
-@contextmanager
-def pinned(config: ResolvedConfig) -> Iterator[None]:
-    """Fixed threads, deterministic kernels and a private random state, all put back afterwards."""
-    device = torch.device(config.device)
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    warn_only, memory = torch.is_deterministic_algorithms_warn_only_enabled(), torch.utils.deterministic
-    filled = memory.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.set_num_threads(config.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time and changes no result
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        memory.fill_uninitialized_memory = filled  # type: ignore[attr-defined]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-import signal
 import statistics
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +20,7 @@ from ..errors import ConfigError, DivergedError
 from ..nn.k_winners import update_boost
 from ..tickets import Tickets
 from . import execution, first_support, fixed, structured
+from .computing import autocast, pinned
 from .config import RunConfig
 from .costs import ledger_of
 from .data.batches import begins_epoch
@@ -30,7 +28,8 @@ from .first_support import First
 from .memory import PeakMemory
 from .report import write_run_report
 from .runs import Result, RunFolder
-from .setup import Parts, Plan, autocast, build_parts, make_plan, pinned
+from .setup import Parts, Plan, build_parts, make_plan
+from .stop_request import StopRequest
 from .tasks import Totals, evaluate
 from .tickets import search
 
@@ -93,7 +92,7 @@ def train(
         )
     if folder.finished:
         return _finished(folder, "test" if test else "valid")
-    with pinned(cfg), _StopRequest() as stop:
+    with pinned(cfg), StopRequest() as stop:
         notes, memory = list[str](), PeakMemory(cfg.device)
         with first_support.noting(notes):
             parts = build_parts(plan)
@@ -121,7 +120,7 @@ def _finished(folder: RunFolder, split: str) -> Result:
 
 
 def _run(
-    plan: Plan, parts: Parts, folder: RunFolder, progress: Callable[[Update], None] | None, stop: _StopRequest
+    plan: Plan, parts: Parts, folder: RunFolder, progress: Callable[[Update], None] | None, stop: StopRequest
 ) -> list[dict[str, Any]]:
     """From the folder's checkpoint, or the first step, to the last of this round; returns the rows of metrics.jsonl."""
     cfg, this = plan.config, plan.round
@@ -285,34 +284,3 @@ class _Clock:
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self._start
-
-
-class _StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop after the current step; the second one kills.
-
-    at_once: interrupt instead, because there are no steps yet.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.at_once = True
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._request)
-        return self
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        self._restore()
-        if self.at_once:
-            raise KeyboardInterrupt("stopped before training, nothing was written")
-
-    def _restore(self) -> None:
-        while self._previous:
-            signal.signal(*self._previous.popitem())
-
-    def __exit__(self, *details: object) -> None:
-        self._restore()

@@ -16,7 +16,7 @@ from ..sparse_layer import Sink
 from ..topology import Support
 from . import _checks, _drawing
 from ._forms import check_support
-from ._loading import loadable
+from ._indexed import IndexedValues
 from ._moves import Moves, Pass
 from .packed import enter, leave
 
@@ -24,7 +24,7 @@ FanIn = Literal["live", "dense"]
 Beside = Callable[[Tensor], Tensor]
 
 
-class SparseWeight(nn.Module):
+class SparseWeight(IndexedValues):
     """Base of the sparse layers: a 1-D Parameter ``values`` in the storage order of the buffer ``index``, and a bias.
 
     The order is that in which the kernels visit the entries; `positions` tells it. The weight's logical name is
@@ -38,15 +38,11 @@ class SparseWeight(nn.Module):
             inactive entries too. Not filled in compiled code.
     """
 
-    values: nn.Parameter
-    index: Tensor
     bias: nn.Parameter | None
-    weight_shape: torch.Size
     fan_in: FanIn
     keep_packed: bool
     capture: Sink | None
     _features: int  # dimensions of a sample
-    _trusted: tuple[Tensor, tuple[Any, ...]] | None  # the index that was found valid, and how it was then
 
     def _assemble(
         self,
@@ -84,56 +80,6 @@ class SparseWeight(nn.Module):
         self.reset_parameters()
 
     # -- what it is --
-
-    @property
-    def count(self) -> int:
-        """Number of active entries."""
-        return self.values.numel()
-
-    @property
-    def density(self) -> float:
-        """Active share of the entries of the dense weight."""
-        return self.count / max(1, math.prod(self.weight_shape))
-
-    @property
-    def matrix(self) -> tuple[int, int]:
-        """(rows, columns) of the weight as the kernels see it."""
-        return self.weight_shape[0], math.prod(self.weight_shape[1:])
-
-    @property
-    def taps(self) -> int:
-        """Entries of a kernel."""
-        return math.prod(self.weight_shape[2:])
-
-    def positions(self) -> Tensor:
-        """Flat position in the dense weight of each value, int64, in storage order.
-
-        Raises:
-            ConfigError: the layer is on the meta device, or its index is damaged.
-        """
-        return sparse.positions(self.checked_index(), self.count)
-
-    def ascending(self) -> tuple[Tensor, Tensor]:
-        """Flat positions in ascending order, and the place of each in storage order; int64. Raises as `positions`."""
-        return rewire.ascending(self.checked_index(), self.count)
-
-    def arrange(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the index for a support, ascending flat positions, and which of them each stored number belongs to."""
-        return sparse.build(positions, self.matrix, self.taps)
-
-    def checked_index(self) -> Tensor:
-        """The index, which the kernels can rely on. Raises as `positions`."""
-        self._check_index(read=True)
-        return self.index
-
-    def support(self) -> Support:
-        """The active coordinates."""
-        return Support(self.weight_shape, self.count, self.ascending()[0], "index")
-
-    def to_dense(self) -> Tensor:
-        """The weight with zeros off its support; differentiable."""
-        dense = self.values.new_zeros(math.prod(self.weight_shape))
-        return dense.scatter(0, self.positions(), self.values).view(self.weight_shape)
 
     def dense_module(self) -> nn.Module:
         """Return the layer as a dense one, with zeros; the bias is the same Parameter."""
@@ -208,20 +154,6 @@ class SparseWeight(nn.Module):
         self.index.copy_(index)
         self._trust()
         return moves
-
-    def _make_room(self, count: int, index_bytes: int) -> None:
-        if count != self.count:
-            self._resize(count)
-        if index_bytes != len(self.index):
-            self.index = torch.empty(index_bytes, dtype=torch.uint8, device=self.index.device)
-
-    def _resize(self, *shape: int) -> None:
-        """Give the values, the same Parameter, new memory of another shape."""
-        self.values.grad, dtype, device = None, self.values.dtype, self.values.device
-        # A graph that is still alive holds an accumulator for gradients of the old size; another dtype resets it.
-        other = torch.float16 if dtype != torch.float16 else torch.float32
-        self.values.data = torch.empty(0, dtype=other, device=device)
-        self.values.data = torch.empty(shape, dtype=dtype, device=device)
 
     # -- other forms --
 
@@ -331,39 +263,3 @@ class SparseWeight(nn.Module):
     def gradient_factors(self, captured: Iterable[Pass]) -> tuple[Tensor, Tensor] | None:
         """Return (rows, samples) and (columns, samples) whose product is the gradient, if there are such."""
         return None
-
-    def _check_index(self, *, read: bool = False) -> None:
-        """Kernels trust the index: look through it once after it was loaded, moved or changed.
-
-        read: its bytes are needed, of which there are none on the meta device.
-        """
-        index, values = self.index, self.values
-        _checks.check_device(values)
-        if index.is_meta or values.is_meta:
-            if read or index.is_meta != values.is_meta:
-                raise ConfigError("a layer on the meta device has sizes only; use to_empty and load_state_dict first")
-            return
-        known = self._state_of_index()
-        if known is None or self._trusted is None or self._trusted[0] is not index or self._trusted[1] != known:
-            sparse.check(index, self.matrix, self.count, self.taps)
-            self._trust()
-
-    def _trust(self) -> None:
-        """Note that the index is valid as it is now."""
-        known = self._state_of_index()
-        self._trusted = None if known is None else (self.index, known)
-
-    def _state_of_index(self) -> tuple[Any, ...] | None:
-        """What changes with it; None in inference mode, where tensors do not count their changes."""
-        index = self.index
-        return None if index.is_inference() else (index.data_ptr(), index._version, self.count, self.weight_shape)
-
-    # -- loading --
-
-    def _load_from_state_dict(self, *given: Any) -> None:
-        """Values travel with their index, of another count too; what does not fit is refused, nothing changed."""
-        own: dict[str, Tensor] = {name: value for name, value in self._parameters.items() if value is not None}
-        lengths = loadable({**own, "index": self.index}, self.matrix, self.taps, *given)
-        if lengths is not None:
-            self._make_room(*lengths)
-            super()._load_from_state_dict(*given)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import AttachError, CheckpointError, ConfigError, check_choice, check_kept_seed, did_you_mean
-from ..sparsifier import _attached as owned
+from ..ownership import owned
 from ..targets import check_initialised
 from .projections import Disjoint, Fastfood, Projection
 

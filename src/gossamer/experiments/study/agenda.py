@@ -10,10 +10,11 @@ from pathlib import Path
 
 from ...errors import ConfigError, GossamerError
 from .. import data
+from ..computing import check_device, pinned
 from ..config import ResolvedConfig, RunConfig
 from ..recipes import resolve
 from ..runs import Result, RunFolder
-from ..setup import build_parts, check_device, make_plan, named_method, pinned
+from ..setup import build_parts, make_plan, named_method
 from .definition import Key, Point, Row, Study
 from .tuning import Tuning, tuned
 

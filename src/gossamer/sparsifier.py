@@ -58,8 +58,9 @@ class Sparsifier:
         self._candidates = choose(model, targets, layers=True)
         self.sites = {c.name: self._site(c) for c in self._candidates if c.sparse}
         for name in rewiring.of_layers(self.sites):
-            side = block_of(self.sites[name].module)
-            check_method(self.method, name, compiled=_compiled(model), block=side)
+            site = self.sites[name]
+            side, shape = block_of(site.module), tuple(site.shape)
+            check_method(self.method, name, compiled=_compiled(model), block=side, shape=shape)
         self._hooks: StepHooks | None = None
         self._gates: list[RemovableHandle] = []
         self._synced = False

@@ -91,6 +91,11 @@ class SparseWeight(nn.Module):
         return self.values.numel()
 
     @property
+    def packs(self) -> bool:
+        """Whether it computes with packed activations."""
+        return True
+
+    @property
     def density(self) -> float:
         """Active share of the entries of the dense weight."""
         return self.count / max(1, math.prod(self.weight_shape))
@@ -289,13 +294,8 @@ class SparseWeight(nn.Module):
 
     def _run(self, x: Tensor, beside: Beside | None) -> Tensor:
         """Pack, apply the kernel, unpack unless the next layer takes it packed."""
-        if not self._agrees():
-            raise ConfigError(
-                f"the sizes of {self} are not those of its weight, {tuple(self.weight_shape)}; put them back"
-            )
+        self._check_itself()
         tracing, lead = torch.compiler.is_compiling(), x.shape[: x.ndim - self._features]
-        if not tracing:
-            self._check_index()
         dtype = torch.float64 if self.values.dtype == torch.float64 else torch.float32
         bias = None if self.bias is None else self.bias.to(dtype)
         entered = enter(x, len(lead), dtype)
@@ -310,6 +310,15 @@ class SparseWeight(nn.Module):
             out = out + beside(entered)
         y = leave(out, lead, keep=self.keep_packed and not tracing and self.values.dtype == dtype)
         return y if torch.is_autocast_enabled("cpu") else y.to(self.values.dtype)
+
+    def _check_itself(self) -> None:
+        """Raise ConfigError if sizes were changed, or the index is damaged."""
+        if not self._agrees():
+            raise ConfigError(
+                f"the sizes of {self} are not those of its weight, {tuple(self.weight_shape)}; put them back"
+            )
+        if not torch.compiler.is_compiling():
+            self._check_index()
 
     def _agrees(self) -> bool:
         """Whether the attributes that tell sizes are as they were made: kernels read as much as the index says."""
@@ -343,10 +352,14 @@ class SparseWeight(nn.Module):
             if read or index.is_meta != values.is_meta:
                 raise ConfigError("a layer on the meta device has sizes only; use to_empty and load_state_dict first")
             return
-        known = self._state_of_index()
-        if known is None or self._trusted is None or self._trusted[0] is not index or self._trusted[1] != known:
+        if not self._trusts():
             sparse.check(index, self.matrix, self.count, self.taps)
             self._trust()
+
+    def _trusts(self) -> bool:
+        """Whether the index is as it was when it was last found valid."""
+        known, trusted = self._state_of_index(), self._trusted
+        return known is not None and trusted is not None and trusted[0] is self.index and trusted[1] == known
 
     def _trust(self) -> None:
         """Note that the index is valid as it is now."""

@@ -1,7 +1,8 @@
 """A site whose weight exists in whole blocks only: the values of a block-sparse layer.
 
 A rule chooses among all entries, as for masked weights: for the moment of a rewiring tensors of the size of the dense
-weight are made, and a backward pass before it keeps what its gradient can be had from. Training holds blocks only.
+weight are made, on the CPU, and a backward pass before it keeps what its gradient can be had from. Training holds
+blocks only.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class BlockSite(SparseSite):
         """The active entries, in ascending order; what else is needed of them is found with the others."""
         self._needs, self._step = needs, step
         self._order = positions, order = self._ascending()
-        weight = comparable(self.parameter.detach().reshape(-1)[order])
+        weight = comparable(self.parameter.detach().cpu().reshape(-1)[order])
         grad = None if "grad" not in needs else self._whole_gradient().reshape(-1)[positions]
         age = None if "age" not in needs else self._age_at(order)
         return candidates.Active(positions, Entries(weight, torch.ones_like(weight, dtype=torch.bool), grad, age=age))
@@ -77,7 +78,7 @@ class BlockSite(SparseSite):
 
     def _whole_gradient(self) -> Tensor:
         """The unscaled gradient of all entries."""
-        return comparable(self._gradient(0, self.shape.numel())).view(self.shape)
+        return comparable(self._gradient(0, self.shape.numel())).cpu().view(self.shape)
 
     def _age_at(self, order: Tensor) -> Tensor | None:
         return None if self.born is None else self._step - self.born.reshape(-1)[order]
@@ -88,9 +89,9 @@ class BlockSite(SparseSite):
         drawn = candidates.normals_at(positions, self.shape.numel(), generator) * self.inactive.newborn_std
         values = self.parameter.detach()
         new = torch.zeros(len(values), dtype=torch.bool)
-        new[born] = True
+        new[born.cpu()] = True
         mine = new[order // values[0].numel()]
-        values.view(-1)[order[mine]] = drawn[mine].to(values.dtype)
+        values.view(-1)[order[mine].to(values.device)] = drawn[mine].to(values)
 
     def saved_traits(self) -> dict[str, Tensor]:
         """What is remembered per active entry, in ascending order."""

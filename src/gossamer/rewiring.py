@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,8 @@ def _beside(
     stands = held | rest == counts and isinstance(method.init, Score)
     if not stands:  # the weights beside the layers hold what these leave of the density
         left = _rest_of(method, sites, sum(held.values()), len(dense), sum(room.values()))
-        rest = dict(zip(rest, spread(list(rest.values()), list(room.values()), left, least=1), strict=True))
+        shares = spread(list(rest.values()), list(room.values()), left, least=1)
+        rest = {n: method.structure.round(k, dense[n].shape) for n, k in zip(rest, shares, strict=True)}
     masks = _highest(method.init, method, dense, seed, rest) if isinstance(method.init, Score) else {}
     return method if stands else method.holding(held | rest), masks
 
@@ -91,14 +92,20 @@ def _beside(
 def _rest_of(method: Method, sites: Mapping[str, AnySite], kept: int, least: int, most: int) -> int:
     """What the density leaves to the weights beside sparse layers that hold `kept` entries."""
     total, size = method.total(shapes(sites), 0), sum(site.shape.numel() for site in sites.values())
-    if not kept + least <= total <= kept + most:
+    nearest = min(max(total, kept + least), kept + most)
+    if abs(nearest - total) > _slack(method, [site.shape for site in sites.values()]):
         others = f", the weights beside them {least} to {most}" if most else ""
-        nearest = min(max(total, kept + least), kept + most)
         raise ConfigError(
             f"the sparse layers hold {kept} of {size} entries{others}, the density makes it {total}; pass "
             f"density={nearest}/{size}, or build the layers with convert(model, method)"
         )
-    return total - kept
+    return nearest - kept
+
+
+def _slack(method: Method, of: Iterable[torch.Size]) -> int:
+    """By how much supports of weights of these shapes may miss the density, as the structure rounds their counts."""
+    units, single = method.structure if isinstance(method.structure, Units) else None, method.structure.single
+    return sum(units.largest(shape) if units else shape[0] * single for shape in of)
 
 
 def _salient(
@@ -290,11 +297,7 @@ def _check_given(masks: Mapping[str, Tensor], method: Method, sites: Mapping[str
     """Given supports must have the method's structure and be as many as the density says, up to its rounding."""
     total, size = method.total(shapes(sites), 0), sum(mask.numel() for mask in masks.values())
     held = sum(map(count_true, masks.values()))
-    units, single = method.structure if isinstance(method.structure, Units) else None, method.structure.single
-    slack = sum(
-        units.largest(mask.shape) if units else mask.shape[0] * single for mask in masks.values()
-    )  # of rounding
-    if abs(held - total) > slack:
+    if abs(held - total) > _slack(method, [mask.shape for mask in masks.values()]):
         raise ConfigError(
             f"the given supports hold {held} of {size} entries, the density makes it {total}; pass "
             f"density={held}/{size}"

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from torch import nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from .block_site import BlockSite
-from .errors import AttachError, ConfigError
+from .errors import AttachError
 from .inactive import Live
 from .live_site import LiveSite
 from .method import Method
@@ -34,7 +33,8 @@ def make_sites(candidates: Iterable[Candidate], method: Method, model: nn.Module
     compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
     for name, site in sites.items():
         if isinstance(site, SparseSite):
-            check_method(method, name, compiled=compiled, block=block_of(site.module))
+            block, shape = block_of(site.module), tuple(site.shape)
+            check_method(method, name, compiled=compiled, block=block, shape=shape)
     return sites
 
 
@@ -42,11 +42,6 @@ def _site(candidate: Candidate, method: Method) -> AnySite:
     check_free(candidate.name, candidate.parameter)
     if candidate.parameter.is_meta:
         raise AttachError(f"{candidate.name} is on the meta device and has no values; materialise the model first")
-    if method.structure.single and isinstance(candidate.module, _ConvTransposeNd):
-        raise ConfigError(
-            f"{candidate.name} is the weight of a transposed convolution, whose first dimension holds its inputs; "
-            f"{method.structure.name} counts per output: leave it out with targets"
-        )
     held, inactive = (candidate.name, candidate.module, candidate.attribute, candidate.parameter), method.inactive
     if candidate.layer is not None:
         kind = SparseSite if block_of(candidate.layer) is None else BlockSite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,17 +42,23 @@ class Refusal:
         return f"{self.why}; use {f'{self.instead}, or ' if self.instead else ''}{way}"
 
 
-def check_method(method: Method, name: str, *, compiled: bool, block: int | None = None) -> None:
+def check_method(
+    method: Method, name: str, *, compiled: bool, block: int | None = None, shape: Sequence[int] = ()
+) -> None:
     """Raise ConfigError if the method cannot run on the sparse layer whose weight is called `name`.
 
-    compiled: whether the model is. block: side of the layer's blocks, if it has any.
+    compiled: whether the model is. block: side of the layer's blocks, if it has any. shape: of the weight.
     """
+    uneven = "" if block is None or not any(size % block for size in shape) else f"{block} does not divide {shape}"
     found = refusal(method, blocks=block is not None)
-    if found is None and block is not None and not isinstance(method.rule, Static) and method.structure != Block(block):
+    moves, has = not isinstance(method.rule, Static), method.structure
+    if found is None and block is not None and moves and isinstance(has, Block) and has.shape != (block, block):
         own = f"its supports have the structure {method.structure.name}, the layer has blocks of {block}"
         found = Refusal(own, f"structure=Block({block})")
     problem = (
-        found.told(HYBRID) if found else (_of_compiled(method) if compiled else "") or _of_counts(method, compiled)
+        found.told(HYBRID)
+        if found
+        else (_of_compiled(method) if compiled else "") or _of_counts(method, compiled, uneven)
     )
     if problem:
         raise ConfigError(f"method {method.name!r} cannot run on {name}, a weight of a sparse layer: {problem}")
@@ -129,13 +136,15 @@ def _of_compiled(method: Method) -> str:
     return f"it looks at the gradient of inactive weights, which compiled layers cannot tell; use set, or {MASKED}"
 
 
-def _of_counts(method: Method, compiled: bool) -> str:
-    """Buckets of DDP and compiled code hold to the sizes that they first met."""
-    moves = method.scope == "global" and not isinstance(method.rule, Static)
+def _of_counts(method: Method, compiled: bool, uneven: str) -> str:
+    """Buckets of DDP and compiled code hold to the sizes that they first met.
+
+    uneven: why there are blocks of several sizes, so that at one count their number is not always the same; or ''.
+    """
+    moves = (method.scope == "global" or uneven != "") and not isinstance(method.rule, Static)
     if not moves and isinstance(method.density, float | int | Constant):
         return ""
-    if distributed.active():
-        return f"it changes the number of values of a layer, which DistributedDataParallel does not allow; use {MASKED}"
-    if compiled:
-        return f"it changes the number of values of a layer, which torch.compile does not allow; use {MASKED}"
-    return ""
+    culprit = "DistributedDataParallel" if distributed.active() else "torch.compile" if compiled else ""
+    why = f" ({uneven}, so edges have smaller blocks)" if uneven else ""
+    told = f"it changes the number of values of a layer{why}, which {culprit} does not allow; use {MASKED}"
+    return told if culprit else ""

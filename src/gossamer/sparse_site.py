@@ -186,15 +186,16 @@ class SparseSite(CapturingSite):
 
     def synchronise(self) -> None:
         """Take rank 0's support and values. A collective."""
-        count = distributed.broadcast(torch.tensor(self.count))
-        mine = self._ascending()[0]
+        device = self.parameter.device
+        count = distributed.broadcast(torch.tensor(self.count, device=device))
+        mine = self._ascending()[0].to(device)
         positions = mine if len(mine) == int(count) else mine.new_zeros(int(count))
         before = positions.clone()
         if not torch.equal(distributed.broadcast(positions), before) or len(mine) != int(count):
-            self._move(Support.from_index(positions, self.shape), ALWAYS)
+            self._move(Support.from_index(positions.cpu(), self.shape), ALWAYS)
         distributed.broadcast(self.parameter.detach())
         if self.born is not None:
-            distributed.broadcast(self.born)
+            self.born.copy_(distributed.broadcast(self.born.to(device)))
 
     # -- saving --
 

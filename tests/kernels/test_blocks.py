@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gossamer.errors import ConfigError
 from gossamer.kernels import blocks, sparse
+from gossamer.kernels.gpu import blocks as gpu
 
 from .forcing import NATIVE, PATHS, distance, forced, numbers
 
@@ -100,6 +101,42 @@ def test_equals_dense_for_any_size(
 def test_the_reference_is_exact_in_float64(packed: bool) -> None:
     for side in (1, 5, 16):
         compare(PATHS[0], (37, 53), side, 19, 0.4, packed=packed, exact=True)
+
+
+def test_rows_go_to_the_gpu_where_it_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its kernels compute is tested in gpu/test_blocks.py."""
+    seen = []
+
+    def forward(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+        seen.append((tuple(x.shape), len(index), bias is None, rows))
+        return x.new_full((len(x), rows), 2.0)
+
+    def backward(x: Tensor, values: Tensor, index: Tensor, dy: Tensor, *which: bool) -> tuple[Tensor, Tensor]:
+        seen.append((tuple(dy.shape), *which))
+        return torch.full_like(x, 3.0), torch.full_like(values, 4.0)
+
+    monkeypatch.setattr(gpu, "supported", lambda x, values: True)
+    monkeypatch.setattr(gpu, "forward", forward)
+    monkeypatch.setattr(gpu, "backward", backward)
+    index, values, _ = some_blocks((16, 24), 8, 0.6, seed=0)
+    x, held = torch.ones(5, 24, requires_grad=True), values.float().requires_grad_()
+    y = blocks.linear(x, held, index, None, 16)
+    y.sum().backward()
+    assert seen == [((5, 24), len(index), True, 16), ((5, 16), True, True)]
+    assert x.grad is not None
+    assert held.grad is not None
+    assert [bool((each == i).all()) for i, each in ((2, y), (3, x.grad), (4, held.grad))] == [True] * 3
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_backward_pass_inside_autocast(packed: bool) -> None:
+    """The reference computes in the dtype that it is given."""
+    index, values, dense = some_blocks((16, 24), 3, 0.6, seed=0)
+    x, slope = numbers(5, 24, seed=1), numbers(5, 16, seed=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        mine = found(index, values, x, None, slope, torch.float32, packed=packed)
+    for one, other in zip(mine, wanted(index, dense, 3, x, None, slope), strict=True):
+        assert distance(one, other) < CLOSE
 
 
 def test_gradcheck() -> None:

@@ -49,6 +49,55 @@ def test_equals_the_dense_layer(shape: tuple[int, ...], dtype: torch.dtype) -> N
     assert torch.equal(layer.to_dense().flatten()[layer.ascending()[0]], layer.values.flatten()[layer.ascending()[1]])
 
 
+def elsewhere(layer: nn.Module, x: Tensor, patch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Output and gradients, computed by rows as on another device."""
+    with patch.context() as patched:
+        patched.setattr(BlockSparseLinear, "packs", False)
+        return output_and_gradients(layer, x)
+
+
+def output_and_gradients(layer: nn.Module, x: Tensor) -> list[Tensor]:
+    layer.zero_grad()
+    given = x.clone().requires_grad_()
+    y = layer(given)
+    y.square().sum().backward()
+    return [y.detach(), given.grad, *(parameter.grad for parameter in layer.parameters())]
+
+
+@pytest.mark.parametrize("shape", [(34,), (2, 3, 34), (0, 34)])
+def test_rows_give_what_packed_activations_do(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = a_layer(), torch.randn(shape)
+    for mine, its in zip(elsewhere(layer, x, monkeypatch), output_and_gradients(layer, x), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, dx, *_ = elsewhere(layer, x, monkeypatch)
+    assert (y.dtype, dx.dtype, layer.values.grad.dtype) == (torch.float32,) * 3
+    monkeypatch.setattr(BlockSparseLinear, "packs", False)
+    with pytest.raises(ConfigError, match=r"the input is torch.int64"):
+        layer(torch.zeros(2, 34, dtype=torch.int64))
+    layer.index[0] = 7
+    with pytest.raises(ConfigError, match="damaged"):
+        layer(x)
+
+
+def test_rows_beside_an_offset(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, x = methods.static(0.4, structure=Block(8)), torch.randn(5, 34)
+    layer = gossamer.convert(nn.Linear(34, 21), method, offset=gossamer.offsets.DCT(), layout="block")
+    assert isinstance(layer.sparse, BlockSparseLinear)
+    for mine, its in zip(elsewhere(layer, x, monkeypatch), output_and_gradients(layer, x), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [3, 8])
+def test_a_damaged_index_is_refused(side: int) -> None:
+    """By the reference too."""
+    layer = a_layer(side=side)
+    layer(torch.zeros(2, 34))
+    layer.index[0] = -1
+    with pytest.raises(ConfigError, match="damaged"):
+        layer(torch.zeros(2, 34))
+
+
 def test_a_density_draws_blocks_and_starts_as_sparse_layers_do() -> None:
     layer = BlockSparseLinear(256, 128, density=0.25, block=16)
     assert layer.values.shape == (32, 16, 16)
@@ -92,6 +141,10 @@ def test_a_support_moves_values_and_a_state_dict_its_support() -> None:
     state["index"] = state["index"].flip(0)
     with pytest.raises(RuntimeError, match=r"block-sparse layer at the root: .*damaged"):
         third.load_state_dict(state)
+    state = layer.state_dict()
+    state["values"] = torch.ones_like(state["values"])
+    with pytest.raises(RuntimeError, match="not 0 beyond the edges"):
+        third.load_state_dict(state)
     with pytest.raises(RuntimeError, match="expected floating"):
         BlockSparseLinear(34, 21, 0.5, block=16).load_state_dict(layer.state_dict())
     assert third.support() == other
@@ -104,6 +157,14 @@ def test_what_is_refused() -> None:
         BlockSparseLinear(34, 21, block=8, support=Support.from_mask(mask))
     with pytest.raises(ConfigError, match="block=0"):
         BlockSparseLinear(34, 21, 0.5, block=0)
+    with pytest.raises(ConfigError, match="block=1025"):
+        BlockSparseLinear(34, 21, 0.5, block=1025)
+    with pytest.raises(ConfigError, match=r"dtype=torch.int32"):
+        BlockSparseLinear(34, 21, 0.5, dtype=torch.int32)
+    with pytest.raises(TypeError, match="stride"):
+        BlockSparseLinear.from_coo(torch.arange(64), torch.ones(64), (8, 8), block=8, stride=2)
+    with pytest.raises(ConfigError, match=r"the input is torch.float64"):
+        a_layer(device="meta")(torch.zeros(2, 34, device="meta", dtype=torch.float64))
     with pytest.raises(ConfigError, match="needs a density"):
         BlockSparseLinear(34, 21)
     with pytest.raises(ConfigError, match=r"expected \(\.\.\., 34\)"):
@@ -149,7 +210,7 @@ def test_training_is_that_of_masked_weights(name: str, optimizer: str) -> None:
         "set_": methods.set_(0.4, every=4, fraction=0.4, split_signs=False),
         "rigl": methods.rigl(0.4, every=4, fraction=0.4),
     }
-    method = replace(made[name], structure=Block(8))
+    method = replace(made[name], structure=Block(8, p=2.0 if optimizer == "sgd" else torch.inf))
     masked, blocks = a_model(), gossamer.convert(a_model(), method, layout="block", total_steps=12)
     assert all(isinstance(blocks[at], BlockSparseLinear) for at in (0, 2, 4))
     one, other = (train(model, method, optimizer) for model in (masked, blocks))
@@ -158,6 +219,38 @@ def test_training_is_that_of_masked_weights(name: str, optimizer: str) -> None:
     for mine, its in zip(weights(masked), weights(blocks), strict=True):
         torch.testing.assert_close(its, mine, rtol=1e-4, atol=1e-5)
     assert other.summary().active == one.summary().active
+
+
+def test_growth_from_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer on another device keeps what gradients of inactive blocks can be had from, too."""
+    method = replace(methods.rigl(0.4, every=4, fraction=0.4), structure=Block(8))
+    models = [gossamer.convert(a_model(), method, layout="block", total_steps=12) for _ in range(2)]
+    one = train(models[0], method, "sgd").supports
+    monkeypatch.setattr(BlockSparseLinear, "packs", False)
+    assert dict(train(models[1], method, "sgd").supports) == dict(one)
+    for mine, its in zip(weights(models[0]), weights(models[1]), strict=True):
+        torch.testing.assert_close(its, mine, rtol=1e-4, atol=1e-5)
+
+
+def test_a_choice_over_all_layers_counts_whole_blocks() -> None:
+    """Their rounding is no other density."""
+    method = replace(methods.magnitude(0.4), structure=Block(8))
+    masked = gossamer.sparsify(a_model(), method).supports
+    blocks = gossamer.sparsify(gossamer.convert(a_model(), method, layout="block"), method).supports
+    assert sum(support.count for support in masked.values()) != round(0.4 * sum(s.numel for s in masked.values()))
+    assert dict(masked) == dict(blocks)
+    with pytest.raises(ConfigError, match="the density makes it"):
+        gossamer.sparsify(gossamer.convert(a_model(), method, layout="block"), replace(method, density=0.6))
+
+
+def test_a_layer_of_blocks_beside_a_dense_one() -> None:
+    """What it leaves of the density, the other holds in whole blocks."""
+    model = nn.Sequential(a_layer(), nn.ReLU(), nn.Linear(21, 20))
+    held = model[0].support()
+    supports = gossamer.sparsify(model, replace(methods.static(0.4), structure=Block(8))).supports
+    assert supports["0.weight"] == held
+    assert Block(8).is_valid(supports["2.weight"].mask)
+    assert abs(sum(s.count for s in supports.values()) - 0.4 * sum(s.numel for s in supports.values())) <= 64
 
 
 def test_convert_and_back() -> None:

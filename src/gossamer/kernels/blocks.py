@@ -1,12 +1,12 @@
-"""Products with a matrix of which some square blocks exist: torch operators, native on the CPU, plain torch elsewhere.
+"""Products with a matrix of which some square blocks exist: torch operators, native on the CPU, in Triton on a GPU.
 
 **Values** are a tensor (blocks, side, side), each block row-major; the **index** holds their numbers in the matrix of
 all blocks, counted row by row: int32, strictly ascending. Where the side does not divide the matrix, blocks at its
 lower and right edge reach beyond it: those values are 0, take no part in a product and have gradients of 0.
 
 `torch.ops.gossamer.block_packed` takes packed activations, on the CPU: native for float32 and sides that are multiples
-of 4. `torch.ops.gossamer.block_linear` takes rows, on any device: a kernel for another device is registered for it and
-for `block_linear_backward`. Both have derivatives, and shapes for tracing.
+of 4. `torch.ops.gossamer.block_linear` takes rows, on any device: in `gpu.blocks` where that supports them. The rest is
+plain torch. Both have derivatives, and shapes for tracing.
 """
 
 from __future__ import annotations
@@ -106,17 +106,33 @@ def _summed(x: Tensor, values: Tensor, read: Tensor, write: Tensor, features: in
 
 
 def _forward(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+    from .gpu import blocks as gpu  # which shares `grid`
+
     _check_sizes(rows, bias)
     _native_for(x, values, bias)
+    if gpu.supported(x, values):
+        return gpu.forward(x, values, index, bias, rows)
     down, across = places(index, x.shape[1], values.shape[1])
-    y = _summed(x, values.transpose(1, 2), across, down, rows)
+    with torch.autocast(x.device.type, enabled=False):  # as it is given
+        y = _summed(x, values.transpose(1, 2), across, down, rows)
     return y.contiguous() if bias is None else y + bias
 
 
 def _backward(
     x: Tensor, values: Tensor, index: Tensor, dy: Tensor, to_x: bool, to_values: bool
 ) -> tuple[Tensor, Tensor]:
+    from .gpu import blocks as gpu
+
     _native_for(x, values, dy)
+    if gpu.supported(x, values):
+        return gpu.backward(x, values, index, dy, to_x, to_values)
+    with torch.autocast(x.device.type, enabled=False):  # a backward pass may run in it
+        return _gradients(x, values, index, dy, to_x, to_values)
+
+
+def _gradients(
+    x: Tensor, values: Tensor, index: Tensor, dy: Tensor, to_x: bool, to_values: bool
+) -> tuple[Tensor, Tensor]:
     side = values.shape[1]
     down, across = places(index, x.shape[1], side)
     dx = _summed(dy, values, down, across, x.shape[1]).contiguous() if to_x else x.new_empty(0)

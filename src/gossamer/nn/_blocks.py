@@ -9,10 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, check_choice
 from ..kernels import blocks
 from ..topology import Support
 from ..topology.structures import Block
+from ._checks import check_sizes
+from ._forms import check_dtype
+
+_LARGEST = 1024  # side
+
+
+def check_options(side: int, fan_in: str, dtype: Any) -> None:
+    """What a layer of blocks was asked for, before a tensor is made of it."""
+    check_sizes(block=side)
+    if side > _LARGEST:
+        raise ConfigError(f"block={side}: blocks of a side of {_LARGEST} are the largest; take 16, 32 or 64")
+    check_choice("fan_in", fan_in, ("live", "dense"))
+    check_dtype(torch.get_default_dtype() if dtype is None else dtype)
 
 
 def numbers_of(support: Support, side: int) -> Tensor:
@@ -90,9 +103,10 @@ class BlockMoves:
 
     def carried(self, held: Tensor, rest: float = 0.0) -> Tensor:
         """Return blocks, or what is held of each of their values, in the new order; of newborn ones ``rest``."""
-        moved = held.new_full((len(self.source), *held.shape[1:]), rest)
-        kept = self.source >= 0
-        moved[kept] = held[self.source[kept]]
+        source = self.source.to(held.device)  # of ages on the CPU, whatever the device of the values
+        moved = held.new_full((len(source), *held.shape[1:]), rest)
+        kept = source >= 0
+        moved[kept] = held[source[kept]]
         return moved
 
 
@@ -116,9 +130,13 @@ def misfit(saved: Mapping[str, Any], own: Mapping[str, Tensor], shape: tuple[int
         return f"values are {values.dtype} of shape {tuple(values.shape)}; expected floating (blocks, {side}, {side})"
     if bias is not None and "bias" in own and bias.shape != own["bias"].shape:
         return f"bias has shape {tuple(bias.shape)}, the layer's has {tuple(own['bias'].shape)}"
+    if index.is_meta:
+        return ""
     try:
-        if not index.is_meta:
-            blocks.check(index, values, shape)
+        blocks.check(index, values, shape)
     except ConfigError as error:
         return str(error)
-    return ""
+    if shape[0] % side == shape[1] % side == 0 or values.is_meta:
+        return ""
+    beyond = ~blocks.inside(index.to(values.device), shape, side).expand_as(values)
+    return "values are not 0 beyond the edges of the weight" if values[beyond].any() else ""

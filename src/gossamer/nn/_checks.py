@@ -59,13 +59,19 @@ def check_tensor(x: object) -> None:
 
 
 def check_input(x: Tensor, values: Tensor, fits: bool, wanted: str) -> None:
-    """An input must be of the wanted shape, and on the device and of the dtype of the values (autocast: floating)."""
+    """An input must fit, and the values be where kernels for packed activations are."""
     check_device(values)
+    check_fit(x, values, fits, wanted)
+
+
+def check_fit(x: Tensor, values: Tensor, fits: bool, wanted: str) -> None:
+    """An input must be of the wanted shape, and on the device and of the dtype of the values (autocast: floating)."""
     if not fits:
         raise ConfigError(f"a sparse layer got an input of shape {tuple(x.shape)}; expected {wanted}")
     if x.device != values.device:
         raise ConfigError(f"the input is on {x.device}, the layer on {values.device}; move one of them")
-    if x.dtype != values.dtype and not (x.is_floating_point() and torch.is_autocast_enabled("cpu")):
+    kind = "cpu" if values.is_meta else values.device.type
+    if x.dtype != values.dtype and not (x.is_floating_point() and torch.is_autocast_enabled(kind)):
         raise ConfigError(
             f"the input is {x.dtype}, the values of the layer are {values.dtype}; convert one of them, e.g. with "
             "x.to(layer.values.dtype)"

@@ -45,10 +45,15 @@ def check_support(support: object, shape: torch.Size) -> None:
         raise ConfigError(f"the support has shape {given}, the weight has {tuple(shape)}")
 
 
-def check_place(device: Any, dtype: Any) -> None:
-    """What a constructor or `from_coo` was asked for, before a tensor is made of it; None is torch's default."""
+def check_dtype(dtype: Any) -> None:
+    """What values were asked to be; None is torch's default."""
     if dtype is not None and dtype not in _DTYPES:
         raise ConfigError(f"dtype={dtype!r}: a sparse layer holds floating point values; use e.g. torch.float32")
+
+
+def check_place(device: Any, dtype: Any) -> None:
+    """What a constructor or `from_coo` was asked for, before a tensor is made of it; None is torch's default."""
+    check_dtype(dtype)
     try:
         kind = "cpu" if device is None else torch.device(device).type
     except (RuntimeError, TypeError):

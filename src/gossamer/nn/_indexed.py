@@ -31,6 +31,11 @@ class IndexedValues(nn.Module):
         return self.values.numel()
 
     @property
+    def packs(self) -> bool:
+        """Whether it computes with packed activations."""
+        return True
+
+    @property
     def density(self) -> float:
         """Active share of the entries of the dense weight."""
         return self.count / max(1, math.prod(self.weight_shape))
@@ -88,10 +93,14 @@ class IndexedValues(nn.Module):
             if read or index.is_meta != values.is_meta:
                 raise ConfigError("a layer on the meta device has sizes only; use to_empty and load_state_dict first")
             return
-        known = self._state_of_index()
-        if known is None or self._trusted is None or self._trusted[0] is not index or self._trusted[1] != known:
+        if not self._trusts():
             sparse.check(index, self.matrix, self.count, self.taps)
             self._trust()
+
+    def _trusts(self) -> bool:
+        """Whether the index is as it was when it was last found valid."""
+        known, trusted = self._state_of_index(), self._trusted
+        return known is not None and trusted is not None and trusted[0] is self.index and trusted[1] == known
 
     def _trust(self) -> None:
         """Note that the index is valid as it is now."""

@@ -141,7 +141,7 @@ class OffsetLayer(nn.Module):
         check_tensor(x)
         if not torch.compiler.is_compiling():
             self._hold()
-        if isinstance(self.sparse, SparseWeight):
+        if isinstance(self.sparse, SparseWeight) and self.sparse.packs:
             return self.sparse(x, self._packed_offset)
         y = self.sparse(x)
         plain = x.unpacked() if isinstance(x, PackedActivation) else x

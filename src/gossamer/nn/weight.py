@@ -221,13 +221,8 @@ class SparseWeight(IndexedValues):
 
     def _run(self, x: Tensor, beside: Beside | None) -> Tensor:
         """Pack, apply the kernel, unpack unless the next layer takes it packed."""
-        if not self._agrees():
-            raise ConfigError(
-                f"the sizes of {self} are not those of its weight, {tuple(self.weight_shape)}; put them back"
-            )
+        self._check_itself()
         tracing, lead = torch.compiler.is_compiling(), x.shape[: x.ndim - self._features]
-        if not tracing:
-            self._check_index()
         dtype = torch.float64 if self.values.dtype == torch.float64 else torch.float32
         bias = None if self.bias is None else self.bias.to(dtype)
         entered = enter(x, len(lead), dtype)
@@ -242,6 +237,15 @@ class SparseWeight(IndexedValues):
             out = out + beside(entered)
         y = leave(out, lead, keep=self.keep_packed and not tracing and self.values.dtype == dtype)
         return y if torch.is_autocast_enabled("cpu") else y.to(self.values.dtype)
+
+    def _check_itself(self) -> None:
+        """Raise ConfigError if sizes were changed, or the index is damaged."""
+        if not self._agrees():
+            raise ConfigError(
+                f"the sizes of {self} are not those of its weight, {tuple(self.weight_shape)}; put them back"
+            )
+        if not torch.compiler.is_compiling():
+            self._check_index()
 
     def _agrees(self) -> bool:
         """Whether the attributes that tell sizes are as they were made: kernels read as much as the index says."""

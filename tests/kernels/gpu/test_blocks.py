@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gossamer.kernels.gpu import blocks
+from gossamer.nn import BlockSparseLinear
 
 from ..forcing import distance, numbers
 from .interpreted import interpreted
@@ -62,3 +63,23 @@ def test_another_index_at_the_same_tensor_makes_another_layout() -> None:
     assert [before.starts.tolist(), after.starts.tolist()] == [[0, 1, 2], [0, 2, 2]]
     turned = blocks._layout(torch.tensor([0, 1, 2], dtype=torch.int32), (2, 2), True)
     assert [part.tolist() for part in turned] == [[0, 2, 3], [0, 1, 0], [0, 2, 1]]
+
+
+@interpreted
+@pytest.mark.parametrize("side", [16, 32])
+def test_the_layer_runs_them_where_they_are_supported(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The public layer, made to compute as on another device, forward and backward, against its CPU kernels."""
+    torch.manual_seed(0)
+    layer, x, slope = BlockSparseLinear(70, 50, 0.5, side), torch.randn(2, 9, 70), torch.randn(2, 9, 50)
+    monkeypatch.setattr(blocks, "supported", lambda x, values: True)
+    results = []
+    for there in (False, True):
+        monkeypatch.setattr(BlockSparseLinear, "packs", not there)
+        given = x.clone().requires_grad_()
+        layer.zero_grad()
+        y = layer(given)
+        y.backward(slope)
+        results.append([y.detach(), given.grad, *(parameter.grad for parameter in layer.parameters())])
+    for one, other in zip(*results, strict=True):
+        assert one.shape == other.shape
+        assert distance(one, other) < 1e-6

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..blocks import grid
 from .runtime import on_gpu
 
 SIDES = (16, 32, 64, 128)
@@ -55,14 +56,15 @@ def default(side: int, dtype: torch.dtype) -> Config:
     return Config(128, 8, 4) if side == 128 else Config(128, 4, 4)
 
 
-def _layout(index: Tensor, grid: tuple[int, int], transposed: bool) -> _Layout:
-    """Made once for an index; nothing is read back by the host."""
+def _layout(index: Tensor, shape: tuple[int, int], transposed: bool) -> _Layout:
+    """Made once for an index of a (block rows, block columns) grid; nothing is read back by the host."""
     known = _layouts.get(index)
-    if known is None or known[0] != (index._version, grid):
-        known = _layouts[index] = ((index._version, grid), {})
+    state = None if index.is_inference() else (index._version, shape)  # inference tensors do not count their changes
+    if known is None or state is None or known[0] != state:
+        known = _layouts[index] = (state, {})
     found: dict[bool, _Layout] = known[1]
     if transposed not in found:
-        high, wide = grid
+        high, wide = shape
         down, across = index // wide, index % wide
         numbers = torch.argsort(across, stable=True) if transposed else torch.arange(len(index), device=index.device)
         writes, reads = (across[numbers], down[numbers]) if transposed else (down, across)
@@ -70,10 +72,6 @@ def _layout(index: Tensor, grid: tuple[int, int], transposed: bool) -> _Layout:
         starts = torch.searchsorted(writes.contiguous(), edges, out_int32=True)
         found[transposed] = _Layout(starts, reads.to(torch.int32), numbers.to(torch.int32))
     return found[transposed]
-
-
-def _grid(rows: int, columns: int, side: int) -> tuple[int, int]:
-    return -(-rows // side), -(-columns // side)
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -84,16 +82,16 @@ def block_matmul(
     x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, rows: int, config: Config | None = None
 ) -> Tensor:
     """W x + bias: (batch, columns) -> (batch, rows)."""
-    grid = _grid(rows, x.shape[1], values.shape[1])
-    return _product(x.contiguous(), values, _layout(index, grid, False), bias, rows, False, config)
+    layout = _layout(index, grid((rows, x.shape[1]), values.shape[1]), False)
+    return _product(x.contiguous(), values, layout, bias, rows, False, config)
 
 
 def block_matmul_transposed(
     dy: Tensor, values: Tensor, index: Tensor, columns: int, config: Config | None = None
 ) -> Tensor:
     """W^T dy: (batch, rows) -> (batch, columns)."""
-    grid = _grid(dy.shape[1], columns, values.shape[1])
-    return _product(dy.contiguous(), values, _layout(index, grid, True), None, columns, True, config)
+    layout = _layout(index, grid((dy.shape[1], columns), values.shape[1]), True)
+    return _product(dy.contiguous(), values, layout, None, columns, True, config)
 
 
 def _product(
@@ -109,8 +107,7 @@ def _product(
 
     side, y = values.shape[1], x.new_empty((len(x), wanted))
     config = config or default(side, x.dtype)
-    grid = (len(layout.starts) - 1, -(-len(x) // config.tokens))
-    device.product[grid](
+    device.product[(len(layout.starts) - 1, -(-len(x) // config.tokens))](
         x, values.contiguous(), *layout, bias, y, len(x), x.shape[1], wanted,
         SIDE=side, TRANSPOSED=transposed, TOKENS=config.tokens, PRECISION=_precision(x.dtype),
         num_warps=config.warps, num_stages=config.stages,
@@ -131,7 +128,7 @@ def block_sampled(x: Tensor, dy: Tensor, index: Tensor, side: int, config: Confi
     splits = max(1, min(8, _ENOUGH // len(index), -(-len(x) // tokens)))
     parts = x.new_empty((splits, len(index), side, side), dtype=x.dtype if splits == 1 else torch.float32)
     device.sampled[(len(index), splits)](
-        x, dy, index, parts, len(x), rows, columns, _grid(rows, columns, side)[1],
+        x, dy, index, parts, len(x), rows, columns, grid((rows, columns), side)[1],
         SIDE=side, TOKENS=tokens, PRECISION=_precision(x.dtype), num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     return parts[0] if splits == 1 else parts.sum(0).to(x.dtype)
@@ -141,7 +138,8 @@ def forward(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, rows:
     """As the operator `gossamer::block_linear`."""
     if not len(index) or not len(x):
         return x.new_zeros((len(x), rows)) if bias is None else bias.expand(len(x), rows).clone()
-    return block_matmul(x, values, index, bias, rows)
+    with torch.cuda.device_of(x):
+        return block_matmul(x, values, index, bias, rows)
 
 
 def backward(
@@ -151,6 +149,7 @@ def backward(
     dx, dvalues = x.new_empty(x.shape if to_x else (0,)), values.new_empty(values.shape if to_values else (0,))
     if not len(index) or not len(x):
         return dx.zero_(), dvalues.zero_()
-    if to_x:
-        dx = block_matmul_transposed(dy, values, index, x.shape[1])
-    return dx, block_sampled(x, dy, index, values.shape[1]) if to_values else dvalues
+    with torch.cuda.device_of(x):
+        if to_x:
+            dx = block_matmul_transposed(dy, values, index, x.shape[1])
+        return dx, block_sampled(x, dy, index, values.shape[1]) if to_values else dvalues

@@ -57,5 +57,6 @@ def sampled(
             x + token[:, None] * columns + column[None, :], mask=here & (column < columns)[None, :], other=0.0
         )
         total = tl.dot(tl.trans(slope), part, total, input_precision=PRECISION)
+    total = tl.where((row < rows)[:, None] & (column < columns)[None, :], total, 0.0)  # 0 times infinity is none
     at = (split.to(tl.int64) * tl.num_programs(0) + number) * SIDE * SIDE
     tl.store(out + at + along[:, None] * SIDE + along[None, :], total.to(out.dtype.element_ty))

@@ -31,10 +31,12 @@ class DenseSite(Site):
 
     parameter: of shape (out, in, *kernel) or as its layer has it.
     mask: bool, of the shape of the local part of the parameter; replaced, never changed in place.
+    two_four: whether supports that follow are 2:4 along inputs, and along outputs, if the first is.
     latent: the dense trainable weights of a live method, None for others.
     traits: what else is remembered per entry.
     """
 
+    two_four: tuple[bool, bool] = (False, False)
     mask: Tensor = field(init=False)
     latent: Latent | None = field(init=False, default=None, repr=False)
     traits: Traits = field(init=False, repr=False)
@@ -266,6 +268,8 @@ class DenseSite(Site):
         """
         new, old = distributed.shard(mask, self.parameter), self.mask
         self._set_mask(new)
+        if isinstance(self.module, SemiStructured) and not self.module.is_semi_structured:  # the method started dense
+            self._declare(mask)
         self.stashed_grad = None
         if self.traits.born is not None:
             self.traits.grown(new & ~old, step)
@@ -343,9 +347,10 @@ class DenseSite(Site):
         self._declare(None)
 
     def _declare(self, mask: Tensor | None) -> None:
-        """Tell a layer that computes with 2:4 weights the whole support, None for none any more."""
+        """Tell a layer that computes with 2:4 weights the whole support, None for none any more or none that lasts."""
         if isinstance(self.module, SemiStructured):
-            self.module.declare(mask)
+            along_inputs, along_outputs = self.two_four
+            self.module.declare(mask if along_inputs else None, both_ways=along_outputs)
 
     @property
     def _hybrid(self) -> Hybrid | None:

@@ -21,6 +21,7 @@ from .coverage import Coverage, coverage
 from .errors import AttachError, ConfigError, check_seed
 from .hooks import StepHooks
 from .method import Live, Method
+from .nn._two_four import kept
 from .seeding import generator_for
 from .sites import DenseSite
 from .sparse_layer import block_of
@@ -109,7 +110,8 @@ class Sparsifier:
         if candidate.layer is not None:
             kind = SparseSite if block_of(candidate.layer) is None else BlockSite
             return kind(*held, rewires=not isinstance(self.method.rule, Static))
-        return DenseSite(*held)
+        fixed = isinstance(self.method.rule, Static)
+        return DenseSite(*held, two_four=(True, True) if fixed else kept(self.method.structure))
 
     # -- what users read --
 

@@ -113,7 +113,7 @@ class SemiStructured(nn.Module):
         compiled code runs on a weight that changed, for it takes what was last seen.
         """
         weight = self.weight
-        self._rows = self._columns = False
+        self._rows, self._columns = self._declared or (False, False)  # where nothing can be looked at
         self._seen = None
         sharded, faked = distributed.is_sharded(weight), detect_fake_mode(weight) is not None
         if weight.is_meta or sharded or faked or not self._takes_size():

@@ -124,9 +124,13 @@ def _is_ready(index: int, *, capturing: bool) -> bool:
     """
     first = getattr(_thread, "index", None)
     if first is None and not capturing and usable(index):
-        torch._cslt_compress(torch.zeros(_SMALL, _SMALL, dtype=DTYPES[0], device=f"cuda:{index}"))  # makes the handle
+        _make_handle(index)
         _thread.index = first = index
     return first == index
+
+
+def _make_handle(index: int) -> None:
+    torch._cslt_compress(torch.zeros(_SMALL, _SMALL, dtype=DTYPES[0], device=f"cuda:{index}"))
 
 
 def _side(dtype: torch.dtype, transposed: bool) -> Side:

@@ -10,13 +10,14 @@ from .analysis.sanity import Targets
 from .errors import ConfigError
 from .kernels import semi_structured
 from .method import Method
+from .nn._two_four import kept
 from .targets import choose
-from .topology import NM, Support
+from .topology import Support
 
 
 def check(what: object) -> None:
     """Raise ConfigError for a method or given supports that make other weights."""
-    if isinstance(what, Method) and not _keeps_two(what.structure):
+    if isinstance(what, Method) and not kept(what.structure)[0]:
         raise ConfigError(
             f"method {what.name!r} makes {what.structure.name} weights, semi-structured layers are for 2:4 along "
             "inputs; use dataclasses.replace(method, structure=NM(2, 4)) with density 0.5 and allocation 'uniform'"
@@ -28,12 +29,6 @@ def check(what: object) -> None:
                 f"the given support of {name} is not 2:4 along its inputs: more than two of four consecutive ones are "
                 "active; choose it with NM(2, 4).select, or leave the weight out"
             )
-
-
-def _keeps_two(structure: object) -> bool:
-    """Whether at most two of four consecutive inputs are active."""
-    along_inputs = isinstance(structure, NM) and structure.axis == "inputs"
-    return along_inputs and 4 % structure.m == 0 and 2 * structure.n <= structure.m  # type: ignore[attr-defined]
 
 
 def present(model: nn.Module, targets: Targets) -> dict[str, Support]:

@@ -11,10 +11,17 @@ from . import distributed
 
 @runtime_checkable
 class Declared(Protocol):
-    """A layer that wants to know of what kind supports are, such as 2:4: told when control begins and ends."""
+    """A layer that computes with 2:4 weights: told of what kind supports are, when control begins and ends."""
 
-    def declare(self, mask: Tensor | None) -> None:
-        """The weight is zero off this mask, of the whole weight, and off others of its kind later; None: no longer."""
+    @property
+    def is_semi_structured(self) -> bool:
+        """Whether the weight was last found or declared 2:4 along its inputs."""
+
+    def declare(self, mask: Tensor | None, *, both_ways: bool = True) -> None:
+        """The weight is zero off this mask, of the whole weight, and off others of its kind later; None: no longer.
+
+        both_ways: whether the later ones are 2:4 along outputs too, if this one is.
+        """
 
 
 @runtime_checkable
@@ -31,15 +38,21 @@ class Following(Protocol):
 class Informed:
     """The layer of a weight, told of the support if it offers one of the two protocols; sharded weights follow none."""
 
-    def __init__(self, module: nn.Module, parameter: nn.Parameter) -> None:
+    def __init__(self, module: nn.Module, parameter: nn.Parameter, two_four: tuple[bool, bool]) -> None:
         sharded = distributed.is_sharded(parameter)
-        self._declared = module if isinstance(module, Declared) else None
+        self._declared, self._two_four = module if isinstance(module, Declared) else None, two_four
         self._following = module if isinstance(module, Following) and not sharded else None
 
     def declare(self, mask: Tensor | None) -> None:
         """The whole support when control begins or a run is loaded."""
         if self._declared is not None:
-            self._declared.declare(mask)
+            along_inputs, along_outputs = self._two_four
+            self._declared.declare(mask if along_inputs else None, both_ways=along_outputs)
+
+    def rewired(self, mask: Tensor) -> None:
+        """The whole support after a rewiring: the first of its kind, if the method started dense."""
+        if self._declared is not None and not self._declared.is_semi_structured:
+            self.declare(mask)
 
     def follow(self, mask: Tensor | None) -> None:
         """The support, of the local part of the weight, whenever it changes."""

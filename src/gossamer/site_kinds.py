@@ -11,6 +11,7 @@ from .errors import AttachError
 from .inactive import Live
 from .live_site import LiveSite
 from .method import Method
+from .nn._two_four import kept
 from .ownership import check_free
 from .sites import DenseSite
 from .sparse_layer import block_of
@@ -43,7 +44,10 @@ def _site(candidate: Candidate, method: Method) -> AnySite:
     if candidate.parameter.is_meta:
         raise AttachError(f"{candidate.name} is on the meta device and has no values; materialise the model first")
     held, inactive = (candidate.name, candidate.module, candidate.attribute, candidate.parameter), method.inactive
+    moves = not isinstance(method.rule, Static)
     if candidate.layer is not None:
-        kind = SparseSite if block_of(candidate.layer) is None else BlockSite
-        return kind(*held, inactive, rewires=not isinstance(method.rule, Static))
-    return LiveSite(*held, inactive) if isinstance(inactive, Live) else DenseSite(*held, inactive)
+        return (SparseSite if block_of(candidate.layer) is None else BlockSite)(*held, inactive, rewires=moves)
+    two_four = kept(method.structure) if moves else (True, True)
+    if isinstance(inactive, Live):
+        return LiveSite(*held, inactive, two_four=two_four)
+    return DenseSite(*held, inactive, two_four=two_four)

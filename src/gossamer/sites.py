@@ -29,9 +29,11 @@ class DenseSite(Site):
 
     parameter: of shape (out, in, *kernel) or as its layer has it.
     mask: bool, of the shape of the local part of the parameter; replaced, never changed in place.
+    two_four: whether supports that follow are 2:4 along inputs, and along outputs, if the first is.
     traits: what else is remembered per entry. informed: the module, told of the support.
     """
 
+    two_four: tuple[bool, bool] = (False, False)
     mask: Tensor = field(init=False)
     traits: Traits = field(init=False, repr=False)
     informed: Informed = field(init=False, repr=False)
@@ -44,7 +46,7 @@ class DenseSite(Site):
     def __post_init__(self) -> None:
         self.mask = torch.ones_like(self.weight, dtype=torch.bool)
         self.traits = Traits(self.name, self.parameter)
-        self.informed = Informed(self.module, self.parameter)
+        self.informed = Informed(self.module, self.parameter, self.two_four)
         self.gate = GradientGate(self.parameter, lambda: self.mask if self.traits.reach is None else self.traits.reach)
         self._kind = f"{self.weight.dtype} on {self.weight.device}"
 
@@ -210,6 +212,7 @@ class DenseSite(Site):
         """
         new, old = distributed.shard(mask, self.parameter), self.mask
         self._set_mask(new)
+        self.informed.rewired(mask)
         self.stashed_grad = None
         if self.traits.born is not None:
             self.traits.grown(new & ~old, step)

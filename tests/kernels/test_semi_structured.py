@@ -5,17 +5,18 @@ from __future__ import annotations
 import gc
 import itertools
 import math
+import threading
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from gossamer.errors import ConfigError
 from gossamer.kernels import semi_structured
-from gossamer.kernels.semi_structured import forget, is_valid, operator, pack, packs, product, unpack
+from gossamer.kernels.semi_structured import cusparselt, forget, is_valid, operator, pack, packs, product, unpack
 from gossamer.topology import NM
 
 FITTING = [code for code in range(16) if code.bit_count() <= 2]  # which of a group's four entries are not zero
@@ -168,6 +169,14 @@ def test_views_share_packs_and_other_storages_do_not(packed: list[tuple[int, ...
     assert len(packed) == 2
 
 
+def test_tied_weights_that_are_other_views_of_one_storage_have_packs_of_their_own() -> None:
+    first, x = nn.Parameter(two_four(16, 16, transposable=True)), torch.randn(2, 16)
+    turned, part = nn.Parameter(first.detach().t()), nn.Parameter(first.detach()[:12])
+    for _ in range(2):
+        for weight in (first, turned, part):
+            torch.testing.assert_close(product(x, weight, None, -1, False, False, True), x @ weight.t())
+
+
 def test_a_new_weight_at_an_old_address_is_another_one(packed: list[tuple[int, ...]]) -> None:
     gc.collect()
     x, addresses, before = torch.randn(2, 16), set(), set(packs._held)
@@ -200,7 +209,45 @@ def test_weights_of_inference_mode_and_captured_ones_are_packed_each_time(packed
         for _ in range(2):
             product(x, weight, None, -1, False, False, True)
     assert len(packed) == 2
-    weight, side = two_four(16, 16), (torch.float32, False)
+    weight, side = two_four(16, 16), (torch.float32, False, 0)
     made = [packs.pack_of(weight, side, lambda: packs.Pack(weight), capturing=capturing) for capturing in (True, False)]
     assert made[0] is not made[1]
     assert semi_structured.packs.held(weight).packs == {}
+
+
+def test_what_a_graph_captured_stays_so_when_it_is_forgotten() -> None:
+    weight, side = two_four(16, 16), (torch.float32, False, 0)
+    packs.pack_of(weight, side, lambda: packs.Pack(weight), capturing=True)
+    forget(weight)
+    made = [packs.pack_of(weight, side, lambda: packs.Pack(weight)) for _ in range(2)]
+    assert made[0] is not made[1]
+
+
+# -- before cuSPARSELt --
+
+
+def test_operands_lie_at_addresses_that_are_multiples_of_sixteen_bytes() -> None:
+    whole = torch.randn(2 * 16 + 8, dtype=torch.bfloat16)
+    for start in (0, 1, 8):
+        view = whole[start : start + 32].view(2, 16)
+        made = cusparselt.aligned(view)
+        assert torch.equal(made, view)
+        assert made.data_ptr() % 16 == 0
+        assert (made.data_ptr() == view.data_ptr()) == (start != 1)
+    turned = whole[:32].view(2, 16).t()
+    assert cusparselt.aligned(turned).is_contiguous()
+
+
+def test_a_thread_keeps_to_the_device_of_its_handle(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(cusparselt, "usable", lambda index: index != 7)
+    monkeypatch.setattr(cusparselt, "_make_handle", made.append)
+    monkeypatch.setattr(cusparselt, "_thread", threading.local())
+    assert not cusparselt._is_ready(1, capturing=True), "no handle is made during a capture"
+    assert not cusparselt._is_ready(7, capturing=False)
+    assert [cusparselt._is_ready(index, capturing=False) for index in (1, 0, 1)] == [True, False, True]
+    assert cusparselt._is_ready(1, capturing=True)
+    other = threading.Thread(target=cusparselt._is_ready, args=(0,), kwargs={"capturing": False})
+    other.start()
+    other.join()
+    assert made == [1, 0]

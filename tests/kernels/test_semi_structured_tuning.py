@@ -17,7 +17,7 @@ from gossamer.kernels.semi_structured.packs import Held, Pack, held
 from gossamer.kernels.semi_structured.tuning import MARGIN, Problem, Shape, Table
 
 SHAPE = Shape(32, 16, 64, torch.bfloat16)
-SIDE = (torch.bfloat16, False)
+SIDE = (torch.bfloat16, False, 0)
 RIGHT, FAST, WRONG, FLICKERING, COUNT = 0, 1, 2, 3, 4
 
 
@@ -38,7 +38,7 @@ class Fake:
         return Pack(*pack(matrix))
 
     def multiply(self, packed: Pack, x: Tensor, bias: Tensor | None, algorithm: int) -> Tensor:
-        if algorithm >= COUNT:
+        if not 0 <= algorithm < COUNT:
             raise RuntimeError("CUSPARSE_STATUS_INVALID_VALUE")
         assert packed.places is not None
         self.calls.append(algorithm)
@@ -110,6 +110,19 @@ def test_measurements_are_kept_for_other_processes(path: Path) -> None:
     device = Fake()
     assert Table(device, path).record(SHAPE, measure=False)["algorithm"] == FAST  # type: ignore[index]
     assert device.calls == []
+
+
+def test_what_a_file_says_is_checked_once_in_every_process(path: Path) -> None:
+    record = Table(Fake(), path).record(SHAPE, measure=True)
+    device = Fake()
+    table = Table(device, path)
+    assert ask(table, fresh(), capturing=True, always=True) is None, "nothing can be checked then"
+    assert [ask(table, fresh(), always=True) for _ in range(3)] == [FAST] * 3
+    assert device.calls == [FAST] * 3, "on three draws"
+    for odd in (WRONG, COUNT, -1):
+        key = "a device; 32x16, 64 samples, bfloat16"
+        path.write_text(json.dumps({key: {**record, "algorithm": odd}}))  # type: ignore[dict-item]
+        assert ask(Table(Fake(), path), fresh(), always=True) is None
 
 
 @pytest.mark.parametrize(

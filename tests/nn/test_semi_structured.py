@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -154,6 +155,47 @@ def test_where_packing_cannot_be_it_is_dense(packed: list[tuple[int, ...]]) -> N
     assert packed == []
 
 
+def test_inputs_of_other_kinds_are_left_to_the_dense_layer(packed: list[tuple[int, ...]]) -> None:
+    layer = linear()
+    parts = [torch.randn(2, 32), torch.randn(3, 32)]
+    nested = layer(torch.nested.nested_tensor(parts, layout=torch.jagged))
+    torch.testing.assert_close(torch.cat(list(nested.unbind())), layer.dense_module()(torch.cat(parts)))
+    x = torch.randn(3, 32)
+    torch.testing.assert_close(torch.fx.symbolic_trace(nn.Sequential(layer))(x), layer.dense_module()(x))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert copy.deepcopy(layer)(torch.randn(2, 32)).shape == (2, 16)
+    waves = SemiStructuredLinear(32, 16, dtype=torch.complex64)
+    waves.execution = "packed"
+    with torch.no_grad():
+        waves.weight.mul_(torch.tensor([1, 0, 0, 1]).repeat(8))
+    for ours, torchs in zip(*(complex_gradients(m) for m in (waves, waves.dense_module())), strict=True):
+        assert torch.equal(ours, torchs)
+    assert packed == []
+
+
+def complex_gradients(module: nn.Module) -> list[Tensor]:
+    x = torch.full((2, 32), 1 + 1j, requires_grad=True)
+    return list(torch.autograd.grad(module(x).abs().sum(), (x, module.get_parameter("weight"))))
+
+
+def test_a_parametrized_layer_computes_with_what_it_makes_and_does_not_go_back() -> None:
+    layer, x = linear(), torch.randn(3, 32)
+    nn.utils.parametrizations.weight_norm(layer)
+    torch.testing.assert_close(layer(x), functional.linear(x, layer.weight, layer.bias))
+    model = nn.Sequential(layer)
+    with pytest.raises(ConfigError, match=r"computes its parameters from others.*remove_parametrizations"):
+        gossamer.convert(model, layout="dense")
+    assert model[0] is layer
+
+
+def test_exported_programs_compute_from_the_packed_weight() -> None:
+    layer, x = linear(), torch.randn(3, 32)
+    layer.refresh()
+    program = torch.export.export(layer, (x,))
+    assert any(node.target is operator.product for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(x), layer.dense_module()(x))
+
+
 def test_wrong_inputs_get_the_errors_of_torch() -> None:
     layer = linear()
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
@@ -233,6 +275,56 @@ def test_copies_and_swaps_are_modules_like_any_other(packed: list[tuple[int, ...
     assert calls == ["hook", "hook"]
     meta = SemiStructuredLinear(32, 16, device="meta")
     assert not meta.is_semi_structured
+
+
+def test_only_the_parameter_that_a_controller_keeps_is_trusted() -> None:
+    layer, x = linear(), torch.ones(1, 32)
+    layer.declare(layer.weight != 0)
+    expected = layer.dense_module()(x)
+    full = {"weight": torch.ones(16, 32), "bias": torch.zeros(16)}
+    assert torch.equal(torch.func.functional_call(layer, full, (x,)), torch.full((1, 16), 32.0))
+    torch.testing.assert_close(layer(x), expected)
+    assert layer.is_semi_structured
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        with torch.no_grad():
+            twin.weight.fill_(1.0)
+        assert torch.equal(twin(x), twin.dense_module()(x))
+
+
+def test_loading_a_dense_state_under_a_controller_is_dense_until_it_is_sparse_again() -> None:
+    layer, x = linear(), torch.randn(3, 32)
+    layer.declare(layer.weight != 0)
+    layer.load_state_dict(nn.Linear(32, 16).state_dict())
+    assert torch.equal(layer(x), layer.dense_module()(x))
+    assert not layer.is_semi_structured
+    make_two_four(layer)
+    torch.testing.assert_close(layer(x), layer.dense_module()(x))
+    assert layer.is_semi_structured
+
+
+def test_a_pattern_that_is_there_by_chance_is_not_relied_on() -> None:
+    layer = linear(transposable=True)
+    layer.declare(layer.weight != 0, both_ways=False)
+    layer.check()
+    assert (layer.is_semi_structured, layer.is_transposable) == (True, False)
+    layer.declare(torch.tensor([True, False, False, True]).repeat(16, 8))
+    with torch.no_grad():
+        layer.weight.zero_()
+    layer.refresh()
+    assert not layer.is_transposable
+
+
+def test_a_storage_at_the_address_of_an_earlier_one_is_looked_at() -> None:
+    layer, x = linear(), torch.randn(3, 32)
+    layer.weight.data = layer.weight.data.clone()
+    layer(x)
+    address = layer.weight.data_ptr()
+    layer.weight.data = torch.randn(16, 32)
+    for _ in range(100):
+        layer.weight.data = torch.randn(16, 32)
+        if layer.weight.data_ptr() == address:
+            break
+    assert torch.equal(layer(x), layer.dense_module()(x))
 
 
 # -- how often it packs --
@@ -344,6 +436,45 @@ def test_states_that_are_restored_or_loaded_are_packed_anew() -> None:
     torch.testing.assert_close(model(x), plain(x))
     torch.testing.assert_close(model[0](x), functional.linear(x, model[0].weight, model[0].bias))
     del before
+
+
+def test_an_average_of_the_weights_is_another_model() -> None:
+    method = METHODS["rewire 2:4"]
+    model = forced(gossamer.convert(network(), method, layout="semi_structured"))
+    optimizer = adamw(model)
+    gossamer.sparsify(model, method, optimizer, total_steps=50)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    for _ in range(5):
+        train(model, optimizer, 3)
+        average.update_parameters(model)
+    x = torch.randn(3, 16)
+    torch.testing.assert_close(average(x), gossamer.convert(copy.deepcopy(average.module), layout="dense")(x))
+
+
+def test_training_along_inputs_goes_on_from_transposable_weights() -> None:
+    runs = []
+    for convert in (False, True):
+        model: nn.Module = network()
+        for layer in (model[0], model[2]):  # type: ignore[index]
+            make_two_four(layer, transposable=True)
+        if convert:
+            model = forced(gossamer.convert(model, METHODS["rewire 2:4"], layout="semi_structured"))
+        optimizer = adamw(model)
+        gossamer.sparsify(model, METHODS["rewire 2:4"], optimizer, total_steps=50)
+        runs.append(train(model, optimizer, 8))
+    torch.testing.assert_close(torch.tensor(runs[1]), torch.tensor(runs[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_method_that_starts_dense_packs_once_it_is_two_four(packed: list[tuple[int, ...]]) -> None:
+    method = methods.one_shot(0.5, at=3, scope="layer", structure=NM(2, 4))
+    model = forced(gossamer.convert(network(), method, layout="semi_structured", total_steps=8))
+    optimizer = adamw(model)
+    gossamer.sparsify(model, method, optimizer, total_steps=8)
+    train(model, optimizer, 3)
+    assert packed == []
+    train(model, optimizer, 3)
+    assert packed
+    assert all(layer.is_semi_structured for layer in (model[0], model[2]))  # type: ignore[index]
 
 
 def test_training_after_detach_is_dense() -> None:

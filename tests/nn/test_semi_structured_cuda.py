@@ -81,6 +81,7 @@ def test_a_captured_step_follows_the_weight() -> None:
     torch.testing.assert_close(y, made.dense_module()(x), rtol=2e-2, atol=2e-2 * float(y.abs().max()))
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of SparseSemiStructuredTensor")
 def test_torchs_tensors_give_equal_outputs() -> None:
     made, x = layer(), torch.randn(64, 256, dtype=torch.bfloat16, device="cuda")
     model = nn.Sequential(made)

@@ -11,13 +11,14 @@ from torch import nn
 from ..offsets import Offset
 from ..topology import Support
 from ._checks import unindexable
+from ._two_four import unfit
 from .block import BlockSparseLinear
 from .convolution import SparseConv1d, SparseConv2d
 from .hybrid import Hybrid, HybridConv2d, HybridLinear
 from .linear import SparseLinear
 from .offset import OffsetConv2d, OffsetLayer, OffsetLinear
 from .packed import unpack_outputs
-from .semi_structured import SemiStructured, SemiStructuredConv2d, SemiStructuredLinear, unfit
+from .semi_structured import SemiStructured, SemiStructuredConv2d, SemiStructuredLinear
 from .weight import SparseWeight
 
 Layout = Literal["sparse", "hybrid", "block", "semi_structured", "dense"]

@@ -6,17 +6,20 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 from torch.autograd import forward_ad
+from torch.nn.utils import parametrize
 
 from .. import distributed
 from ..errors import ConfigError, check_choice
 from ..kernels import semi_structured
 from ._forms import check_module, recorded, same_as
+from ._two_four import is_pointwise
 from .packed import PackedActivation
 
 Execution = Literal["auto", "dense", "packed"]
 _EXECUTIONS = ("auto", "dense", "packed")
-_OWN = ("_execution", "_rows", "_columns", "_owned", "_seen")
+_OWN = ("_execution", "_rows", "_columns", "_declared", "_seen")
 
 
 class SemiStructured(nn.Module):
@@ -24,8 +27,9 @@ class SemiStructured(nn.Module):
 
     A product with packed values is right only while the weight is 2:4. A layer without a controller looks at the weight
     whenever storage or version of it changed (on a GPU it waits for the device then), and computes densely while it
-    is not. The controller of a method tells its layers and nothing waits. Packing checks once more: on the CPU a
-    weight that is not 2:4 is an error then, on a GPU it makes all outputs NaN, and `check` says which layer it was.
+    is not. The controller of a method vouches for the Parameter of its layer, not for copies of it, and nothing waits.
+    Packing checks once more: on the CPU a weight that is not 2:4 is an error then, on a GPU it makes all outputs NaN,
+    and `check` says which layer it was.
     """
 
     weight: Tensor
@@ -39,8 +43,13 @@ class SemiStructured(nn.Module):
 
     def _begin(self) -> None:
         self._execution: Execution = "auto"
-        self._owned = self._rows = self._columns = False
-        self._seen: tuple[int, int] | None = None  # storage and version of the weight when it was last looked at
+        self._rows = self._columns = False
+        self._declared: tuple[bool, bool] | None = None  # what a controller keeps of rows and columns
+        self._seen: int | None = None  # serial of the weight as it was last looked at
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy: the controller keeps the original, and serials are of one process."""
+        super().__setstate__({**state, "_declared": None, "_seen": None})
 
     @classmethod
     def from_dense(cls, module: nn.Module, support: Any = None) -> Self:
@@ -58,7 +67,16 @@ class SemiStructured(nn.Module):
         return layer
 
     def dense_module(self) -> nn.Module:
-        """Return the plain torch layer with the same Parameters, hooks and mode."""
+        """Return the plain torch layer with the same Parameters, hooks and mode.
+
+        Raises:
+            ConfigError: the layer is parametrized, which a plain one is not.
+        """
+        if parametrize.is_parametrized(self):
+            raise ConfigError(
+                f"{type(self).__name__} computes its parameters from others, which a plain layer does not; call "
+                "torch.nn.utils.parametrize.remove_parametrizations(layer, name) first"
+            )
         return same_as(self, self._dense, without=_OWN)
 
     @property
@@ -90,19 +108,22 @@ class SemiStructured(nn.Module):
     def refresh(self) -> None:
         """Look at the weight, and forget what was packed.
 
-        For changes that leave no trace: through ``weight.data``, by a collective, by a replayed CUDA graph; and before
+        Under a controller a weight passes only for what all its supports are, whatever more it may be by chance. For
+        changes that leave no trace: through ``weight.data``, by a collective, by a replayed CUDA graph; and before
         compiled code runs on a weight that changed, for it takes what was last seen.
         """
         weight = self.weight
-        self._rows = self._columns = False
+        self._rows, self._columns = self._declared or (False, False)  # where nothing can be looked at
         self._seen = None
-        if weight.is_meta or distributed.is_sharded(weight) or not self._takes_size():
+        sharded, faked = distributed.is_sharded(weight), detect_fake_mode(weight) is not None
+        if weight.is_meta or sharded or faked or not self._takes_size():
             return
         semi_structured.forget(weight)
         matrix = weight.detach().flatten(1)
-        self._rows = semi_structured.is_valid(matrix)
-        self._columns = self._rows and semi_structured.is_valid(matrix, axis=0)
-        self._seen = _state(weight)
+        rows, columns = self._declared or (True, True)
+        self._rows = rows and semi_structured.is_valid(matrix)
+        self._columns = self._rows and columns and semi_structured.is_valid(matrix, axis=0)
+        self._seen = semi_structured.serial_of(weight)
 
     def check(self) -> None:
         """Raise ConfigError if the weight is not 2:4 now; waits for the device."""
@@ -113,17 +134,21 @@ class SemiStructured(nn.Module):
                 f"are no multiples of {semi_structured.MULTIPLE}; sparsify() with the structure NM(2, 4)"
             )
 
-    def declare(self, mask: Tensor | None) -> None:
+    def declare(self, mask: Tensor | None, *, both_ways: bool = True) -> None:
         """What a controller says: it keeps the weight zero off this mask, or (None) does so no longer.
 
         mask: bool, of the shape of the whole weight. Waits for the device, so controllers say it when they start and
-        not when they rewire: a structure makes supports of one kind.
+        not when they rewire: a structure makes supports of one kind. both_ways: whether those that follow are 2:4 along
+        outputs too, if this one is: one along inputs alone may be so by chance.
         """
-        self._owned, self._seen = mask is not None, None
+        self._declared = self._seen = None
         self._rows = self._columns = False
-        if mask is not None and self._takes_size():
+        if mask is None:
+            return
+        if self._takes_size():
             self._rows = semi_structured.is_valid(mask.flatten(1))
-            self._columns = self._rows and semi_structured.is_valid(mask.flatten(1), axis=0)
+            self._columns = self._rows and both_ways and semi_structured.is_valid(mask.flatten(1), axis=0)
+        self._declared = self._rows, self._columns
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Of another weight nothing is known; FSDP2 puts one in place whenever it gathered it, at one address."""
@@ -136,8 +161,7 @@ class SemiStructured(nn.Module):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        if not self._owned:
-            self.refresh()
+        self.refresh()
 
     # -- computing --
 
@@ -157,6 +181,8 @@ class SemiStructured(nn.Module):
 
     def _dtype(self, x: Tensor) -> torch.dtype | None:
         """In which the product is computed; None for what is left to the dense layer."""
+        if recorded(x) or x.is_nested or x.layout != torch.strided:
+            return None
         device = x.device.type
         if self._execution == "dense" or device not in ("cuda", "cpu") or x.device != self.weight.device:
             return None
@@ -168,18 +194,25 @@ class SemiStructured(nn.Module):
             dtype = x.dtype
         else:
             return None
-        return dtype if device == "cpu" or dtype in (torch.float16, torch.bfloat16) else None
+        known = dtype.is_floating_point if device == "cpu" else dtype in (torch.float16, torch.bfloat16)
+        return dtype if known else None
 
     def _is_packed(self, x: Tensor) -> bool:
         """Whether the weight is 2:4, and this a case for the operator."""
         eager = not torch.compiler.is_compiling()
-        if eager and (recorded(x) or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
+        if eager and (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
             return False
         if distributed.is_sharded(self.weight) or not self._takes(x):
             return False
-        if eager and not self._owned and (self._seen != _state(self.weight) or self.weight.is_inference()):
+        if eager and not self._is_known():
             self.refresh()
         return self._rows
+
+    def _is_known(self) -> bool:
+        """Whether the weight need not be looked at: its controller vouches for it, or nothing changed it since."""
+        if self._declared == (self._rows, self._columns) and isinstance(self.weight, nn.Parameter):
+            return True
+        return self._seen is not None and self._seen == semi_structured.serial_of(self.weight)
 
     def _takes_size(self) -> bool:
         """Whether a weight of this size can be packed."""
@@ -196,10 +229,6 @@ class SemiStructured(nn.Module):
         """As the dense layer's, and the pattern."""
         pattern = "transposable 2:4" if self.is_transposable else "2:4" if self._rows else "not 2:4"
         return f"{super().extra_repr()}, {pattern}, execution={self._execution!r}"
-
-
-def _state(weight: Tensor) -> tuple[int, int]:
-    return weight.data_ptr(), -1 if weight.is_inference() else weight._version
 
 
 class SemiStructuredLinear(SemiStructured, nn.Linear):
@@ -256,19 +285,3 @@ class SemiStructuredConv2d(SemiStructured, nn.Conv2d):
     def _read(self, x: Tensor) -> Tensor:
         down, right = self.stride
         return x if down == right == 1 else x[:, :, ::down, ::right]
-
-
-def unfit(module: nn.Module) -> str:
-    """Why the weight of a dense layer cannot be packed, or ''."""
-    if isinstance(module, nn.Conv2d) and not is_pointwise(module):
-        return "only 1x1 convolutions without groups and padding are matrix products; this one stays masked"
-    rows, columns = module.get_parameter("weight").shape[:2]
-    if not semi_structured.fits(rows, columns):
-        return f"{rows} x {columns}: packing needs multiples of {semi_structured.MULTIPLE}"
-    return ""
-
-
-def is_pointwise(module: nn.Conv2d) -> bool:
-    """Whether a convolution looks at one position at a time, and at all channels there."""
-    padded = module.padding not in ("valid", "same") and any(module.padding)
-    return module.kernel_size == (1, 1) and module.groups == 1 and not padded

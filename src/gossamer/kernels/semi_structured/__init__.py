@@ -10,6 +10,6 @@ from __future__ import annotations
 
 from .layout import MULTIPLE, fits, is_valid, pack, unpack
 from .operator import pays, product
-from .packs import forget
+from .packs import forget, serial_of
 
-__all__ = ["MULTIPLE", "fits", "forget", "is_valid", "pack", "pays", "product", "unpack"]
+__all__ = ["MULTIPLE", "fits", "forget", "is_valid", "pack", "pays", "product", "serial_of", "unpack"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Mapping
 
 import torch
@@ -12,11 +13,12 @@ from torch.nn import functional
 from ... import _user_cache
 from ..._timing import faster_half, interleave
 from .layout import fits, overfull
-from .packs import Pack, held, pack_of
+from .packs import Pack, Side, held, pack_of
 from .tuning import Problem, Shape, Table
 
 DTYPES = (torch.float16, torch.bfloat16)
 _STEP = 8  # samples come in multiples of it
+_ALIGNMENT = 16  # bytes, of addresses
 _CALLS = 10  # that are timed together
 _SMALL = 128
 
@@ -35,7 +37,7 @@ class Device:
 
     def pack(self, matrix: Tensor) -> Pack:
         """Two of every four; whether that is all of them the device notes in the pack's `fault`."""
-        matrix = matrix.contiguous()
+        matrix = aligned(matrix)
         rows = matrix.shape[0]
         fault = torch.where(overfull(matrix), torch.nan, 0.0).to(matrix.dtype).expand(rows).contiguous()
         return Pack(torch._cslt_compress(matrix).view(rows, -1), fault=fault)
@@ -50,7 +52,7 @@ class Device:
         if samples % _STEP:
             x = functional.pad(x, (0, 0, 0, -samples % _STEP))
         added = packed.fault if bias is None else bias + packed.fault
-        turned = x.contiguous().t()
+        turned = aligned(x).t()
         y = torch._cslt_sparse_mm(packed.values, turned, bias=added, transpose_result=True, alg_id=algorithm)
         return y[:samples]
 
@@ -65,6 +67,12 @@ class Device:
             torch.cuda.synchronize(self.device)
 
         return call
+
+
+def aligned(x: Tensor) -> Tensor:
+    """The same, contiguous and at an address that cuSPARSELt takes: views can begin anywhere."""
+    x = x.contiguous()
+    return x.clone() if x.data_ptr() % _ALIGNMENT else x
 
 
 def _repeated(run: Callable[[], object]) -> Callable[[], object]:
@@ -105,7 +113,29 @@ def usable(index: int) -> bool:
         return False
 
 
-_known: set[int] = set()  # devices of which `usable` was asked
+_thread = threading.local()
+
+
+def _is_ready(index: int, *, capturing: bool) -> bool:
+    """Whether this thread may multiply on that device.
+
+    torch keeps one handle of cuSPARSELt for each thread, and a handle is of the device that was the current one when it
+    was made. So a thread keeps to its first device; autograd has a thread for each. None is made during a capture.
+    """
+    first = getattr(_thread, "index", None)
+    if first is None and not capturing and usable(index):
+        _make_handle(index)
+        _thread.index = first = index
+    return first == index
+
+
+def _make_handle(index: int) -> None:
+    torch._cslt_compress(torch.zeros(_SMALL, _SMALL, dtype=DTYPES[0], device=f"cuda:{index}"))
+
+
+def _side(dtype: torch.dtype, transposed: bool) -> Side:
+    """Packs stay on the stream that made them: others would have to wait for it, and it for them before it ends one."""
+    return dtype, transposed, torch.cuda.current_stream().cuda_stream
 
 
 def choice(samples: int, dtype: torch.dtype, weight: Tensor, transposed: bool, *, always: bool) -> int | None:
@@ -113,20 +143,19 @@ def choice(samples: int, dtype: torch.dtype, weight: Tensor, transposed: bool, *
     rows, columns = weight.shape[:2]
     if dtype not in DTYPES or not fits(rows, columns) or not samples:
         return None
-    capturing, index = torch.cuda.is_current_stream_capturing(), weight.device.index
-    if capturing and index not in _known:
-        return None
+    index = weight.device.index
     sizes = (columns, rows) if transposed else (rows, columns)
     shape = Shape(*sizes, samples=samples, dtype=dtype)
     with torch.cuda.device(index), torch.no_grad(), torch.autocast("cuda", enabled=False):
-        _known.add(index)
-        if not usable(index):
+        capturing = torch.cuda.is_current_stream_capturing()
+        if not _is_ready(index, capturing=capturing):
             return None
-        return _table(index).choice(shape, held(weight), (dtype, transposed), capturing=capturing, always=always)
+        side = _side(dtype, transposed)
+        return _table(index).choice(shape, held(weight), side, capturing=capturing, always=always)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, algorithm: int) -> Tensor:
-    """x W^T + b, or x W, by an algorithm of `choice`."""
+    """x W^T + b, or x W, by an algorithm of `choice`; the device of x is the current one."""
     device = Device(x.device.index)
 
     def make() -> Pack:
@@ -134,5 +163,5 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, al
         return device.pack(matrix.t() if transposed else matrix)
 
     capturing = torch.cuda.is_current_stream_capturing()
-    packed = pack_of(weight, (x.dtype, transposed), make, capturing=capturing)
+    packed = pack_of(weight, _side(x.dtype, transposed), make, capturing=capturing)
     return device.multiply(packed, x, bias, algorithm)

@@ -67,17 +67,18 @@ def _emulated(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, 
         matrix = weight.flatten(1).to(x.dtype)
         return Pack(*pack(matrix.t() if transposed else matrix))
 
-    packed = pack_of(weight, (x.dtype, transposed), make)
+    packed = pack_of(weight, (x.dtype, transposed, 0), make)
     assert packed.places is not None
     return functional.linear(x, unpack(packed.values, packed.places), bias)
 
 
 def _real(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, both: bool, always: bool) -> Tensor:
     fits = both or not transposed
-    algorithm = cusparselt.choice(len(x), x.dtype, weight, transposed, always=always) if fits else None
-    if algorithm is None:
-        return _dense(x, weight, bias, transposed)
-    return cusparselt.product(x, weight, bias, transposed, algorithm)
+    with torch.cuda.device(x.device):
+        algorithm = cusparselt.choice(len(x), x.dtype, weight, transposed, always=always) if fits else None
+        if algorithm is None:
+            return _dense(x, weight, bias, transposed)
+        return cusparselt.product(x, weight, bias, transposed, algorithm)
 
 
 _library.impl("semi_structured", _along(_emulated), "CPU")

@@ -1,20 +1,24 @@
 """Packed forms of weights, kept until the weight changes: micro-batches and recomputed forward passes share them.
 
-A weight is known by its storage, its address and its version. A storage that is gone is told from a new one at the same
-address. Writes that raise no version (through ``weight.data``, by a collective, by a replayed CUDA graph) go unnoticed:
-`forget` is for those who make them.
+A weight is known by its storage and by what of it is the weight: views of one storage, as tied weights are, have packs
+of their own. Its state is its address and version. A storage that is gone is told from a new one at the same address.
+Writes that raise no version (through ``weight.data``, by a collective, by a replayed CUDA graph) go unnoticed: `forget`
+is for those who make them.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-Side = tuple[torch.dtype, bool]  # of the products; whether of the transposed matrix
+Side = tuple[torch.dtype, bool, int]  # of the products; whether of the transposed matrix; the CUDA stream, 0 on a CPU
+_serials = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class Pack:
 class Held:
     """What is kept for one state of a weight.
 
-    foregone: seconds that products of a side would have saved if the weight had been packed.
+    foregone: seconds that products of a side would have saved if the weight had been packed. serial: of no other state
+    of any weight in this process.
     """
 
     storage: StorageWeakRef
@@ -42,23 +47,30 @@ class Held:
     packs: dict[Side, Pack] = field(default_factory=dict)
     foregone: dict[Side, float] = field(default_factory=dict)
     captured: bool = False  # by a CUDA graph, whose replays may change the weight and raise no version
+    serial: int = field(default_factory=_serials.__next__)
 
 
-_held: dict[int, Held] = {}
+_held: dict[tuple[Any, ...], Held] = {}  # the first of a key is the storage
 
 
 def held(weight: Tensor) -> Held:
     """What is kept for a weight as it is now; of one that has no version, made in inference mode, nothing is."""
     storage = weight.untyped_storage()
     state = weight.data_ptr(), -1 if weight.is_inference() else weight._version
-    known = _held.get(storage._cdata)
+    at = storage._cdata, weight.storage_offset(), weight.shape, weight.stride(), weight.dtype
+    known = _held.get(at)
     if known is not None and known.state == state and not weight.is_inference():
         return known
     for key in [key for key, each in list(_held.items()) if each.storage.expired()]:
         _held.pop(key, None)
     made = Held(StorageWeakRef(storage), state, captured=known is not None and known.captured)
-    _held[storage._cdata] = made
+    _held[at] = made
     return made
+
+
+def serial_of(weight: Tensor) -> int:
+    """A number that is the same as long as a weight is: it may not be after a copy, in another process, and so on."""
+    return held(weight).serial
 
 
 def pack_of(weight: Tensor, side: Side, make: Callable[[], Pack], *, capturing: bool = False) -> Pack:
@@ -77,5 +89,8 @@ def pack_of(weight: Tensor, side: Side, make: Callable[[], Pack], *, capturing: 
 
 
 def forget(weight: Tensor) -> None:
-    """Drop what is kept for a weight."""
-    _held.pop(weight.untyped_storage()._cdata, None)
+    """Drop what is kept for a weight, and for others in its storage; not that a CUDA graph holds it."""
+    storage = weight.untyped_storage()._cdata
+    for at, known in list(_held.items()):
+        if at[0] == storage and _held.pop(at, None) is not None and known.captured:
+            _held[at] = Held(known.storage, known.state, captured=True)

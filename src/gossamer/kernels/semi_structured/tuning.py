@@ -110,7 +110,7 @@ class Table:
     backend: Backend
     path: Path | None
     _records: dict[Shape, dict[str, Any] | None] = field(default_factory=dict)
-    _trusted: dict[tuple[Shape, int], bool] = field(default_factory=dict)
+    _trusted: dict[tuple[Shape, int | None], bool] = field(default_factory=dict)
 
     def choice(self, shape: Shape, held: Held, side: Side, *, capturing: bool, always: bool) -> int | None:
         """The algorithm for a product with a weight, None if it is to be dense.
@@ -149,6 +149,7 @@ class Table:
                 return None
             found = self._measured(shape)
             if found is not None:
+                self._trusted[shape, found["algorithm"]] = True
                 _user_cache.write(self.path, {**_user_cache.read(self.path), key: found})
         self._records[shape] = found
         return found
@@ -202,9 +203,7 @@ class Table:
         return right, wrong
 
     def _trust(self, shape: Shape, algorithm: int, *, measure: bool) -> bool:
-        """Whether an algorithm is right for this very number of samples."""
-        if shape == shape.bucket:
-            return True  # as when it was measured
+        """Whether an algorithm is right for this very number of samples, in this process: files and drivers change."""
         key = (shape, algorithm)
         if key not in self._trusted and measure:
             try:

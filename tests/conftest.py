@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import tempfile
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+_modules = 0  # that were loaded when modules were last set aside
 _CACHE = tempfile.TemporaryDirectory(prefix="gossamer-tests-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name  # what is measured while tests run is of no use to anybody
 
@@ -21,7 +23,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
+    _set_modules_aside()
+
+
+def pytest_runtest_logfinish() -> None:
+    if len(sys.modules) > _modules + 50:  # a test has loaded a compiler, or a library like transformers
+        _set_modules_aside()
+
+
+def _set_modules_aside() -> None:
     """Thousands of tests and modules never die: every run collects garbage, half a second if it looks at them too."""
+    global _modules
+    _modules = len(sys.modules)
     gc.collect()
     gc.freeze()
 

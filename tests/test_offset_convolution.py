@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +18,8 @@ from gossamer.nn.offset import OffsetConv2d
 from gossamer.offsets import DCT, ConvolutionMap, ConvolutionShape
 from gossamer.offsets.convolution import Factored, Pointwise, cosine_convolution
 
-from .kernels.forcing import PATHS, distance, forced, numbers
+from .kernels.forcing import PATHS, Pair, distance, forced, geometries, numbers
 
-Pair = tuple[int, int]
 CLOSE = {torch.float32: 1e-5, torch.float64: 1e-6}
 
 
@@ -107,32 +107,15 @@ def test_the_transpose_is_one(case: Case) -> None:
     assert torch.allclose((y * g).sum(), (x * made.transpose(g, x.shape)).sum(), rtol=1e-9)
 
 
-pair = st.tuples(st.integers(1, 4), st.integers(1, 4))
-
-
 @settings(deadline=None, max_examples=60)
 @given(
     outputs=st.integers(1, 20),
     inputs=st.integers(1, 12),
-    kernel=pair,
-    extra=st.tuples(st.integers(0, 6), st.integers(0, 6)),
-    stride=pair,
-    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
-    dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    groups=st.integers(1, 3),
+    geometry=geometries(extra=(6, 6)),
 )
-def test_any_geometry(
-    outputs: int,
-    inputs: int,
-    kernel: Pair,
-    extra: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-) -> None:
-    size = [max(0, d * (k - 1) - 2 * p) + 1 + e for d, k, p, e in zip(dilation, kernel, padding, extra, strict=True)]
-    case = Case((outputs * groups, inputs, *kernel), (size[0], size[1]), stride, padding, dilation, groups, 5)
+def test_any_geometry(outputs: int, inputs: int, geometry: dict[str, Any]) -> None:
+    weight = (outputs * geometry["groups"], inputs, *geometry.pop("kernel"))
+    case = Case(weight, **geometry, batch=5)
     both_ways(case, DCT().convolution(case.shape), DCT().kernel(case.shape), torch.float32)
 
 

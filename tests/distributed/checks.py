@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -18,18 +18,14 @@ from gossamer import methods
 from gossamer.errors import GossamerError
 from gossamer.topology import NM, Block, Support
 
-STEPS, BATCH = 24, 8
+from . import joined
+from .joined import STEPS, data
 
 
 def net(seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
     layers = [nn.Linear(12, 16), nn.LayerNorm(16), nn.Tanh(), nn.Linear(16, 10), nn.Tanh(), nn.Linear(10, 4)]
     return nn.Sequential(*layers).double()
-
-
-def data(step: int) -> tuple[Tensor, Tensor]:
-    g = torch.Generator().manual_seed(1000 + step)
-    return torch.randn(BATCH, 12, generator=g, dtype=torch.float64), torch.randint(0, 4, (BATCH,), generator=g)
 
 
 def recipes() -> dict[str, gossamer.Method]:
@@ -60,30 +56,12 @@ def recipes() -> dict[str, gossamer.Method]:
 
 
 def train(model: nn.Module, method: gossamer.Method, *, share: bool, seed: int = 5) -> dict[str, Any]:
-    """`share`: every rank sees its half of the batch; gradients are averaged by whoever wraps the model."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     sparsifier = gossamer.sparsify(model, method, optimizer, total_steps=STEPS, seed=seed)
-    half = slice(dist.get_rank() * BATCH // 2, (dist.get_rank() + 1) * BATCH // 2) if share else slice(None)
-    digests = []
-    for step in range(STEPS):
-        x, y = data(step)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x[half]), y[half]).backward()
-        optimizer.step()
-        digests.append([s.digest() for s in sparsifier.supports.values()])
-    weights = {}
-    for name, p in model.named_parameters():
-        whole = p.full_tensor() if hasattr(p, "full_tensor") else p
-        weights[name.removeprefix("module.")] = whole.detach().clone()
-    state = sparsifier.state_dict()
+    found = joined.train(model, optimizer, sparsifier, map(data, range(STEPS)), share=share)
+    found["state"] = sparsifier.state_dict()
     sparsifier.detach()
-    return {"weights": weights, "digests": digests, "state": state}
-
-
-def same(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    difference = max(float((a["weights"][n] - b["weights"][n]).abs().max()) for n in b["weights"])
-    moved = sum(x != y for x, y in zip(b["digests"], b["digests"][1:], strict=False))
-    return {"difference": difference, "supports_equal": a["digests"] == b["digests"], "rewirings": moved}
+    return found
 
 
 @cache
@@ -93,8 +71,7 @@ def by_itself(name: str) -> dict[str, Any]:
 
 def ddp_equals_one_process(name: str) -> dict[str, Any]:
     alone = by_itself(name)
-    joined = train(DistributedDataParallel(net(0)), recipes()[name], share=True)
-    return same(joined, alone)
+    return joined.compare(train(DistributedDataParallel(net(0)), recipes()[name], share=True), alone)
 
 
 def sparsified_before_ddp(name: str) -> dict[str, Any]:
@@ -103,16 +80,8 @@ def sparsified_before_ddp(name: str) -> dict[str, Any]:
     model = net(dist.get_rank())
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     sparsifier = gossamer.sparsify(model, recipes()[name], optimizer, total_steps=STEPS, seed=5)
-    wrapped, digests = DistributedDataParallel(model), []
-    half = slice(dist.get_rank() * BATCH // 2, (dist.get_rank() + 1) * BATCH // 2)
-    for step in range(STEPS):
-        x, y = data(step)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(wrapped(x[half]), y[half]).backward()
-        optimizer.step()
-        digests.append([s.digest() for s in sparsifier.supports.values()])
-    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
-    return same({"weights": weights, "digests": digests}, alone)
+    found = joined.train(DistributedDataParallel(model), optimizer, sparsifier, map(data, range(STEPS)), share=True)
+    return joined.compare(found, alone)
 
 
 def fsdp2_equals_unsharded(name: str) -> dict[str, Any]:
@@ -123,11 +92,11 @@ def fsdp2_equals_unsharded(name: str) -> dict[str, Any]:
         if isinstance(layer, nn.Linear):
             fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    joined = train(model, recipes()[name], share=True)
-    found = same(joined, alone)
-    supports = {n: Support.from_state(s) for n, s in joined["state"]["supports"].items()}
+    sharded = train(model, recipes()[name], share=True)
+    found = joined.compare(sharded, alone)
+    supports = {n: Support.from_state(s) for n, s in sharded["state"]["supports"].items()}
     fresh = gossamer.sparsify(net(1), recipes()[name], total_steps=STEPS)
-    fresh.load_state_dict(joined["state"])  # a sharded run's state fits an unsharded model
+    fresh.load_state_dict(sharded["state"])  # a sharded run's state fits an unsharded model
     found["state_portable"] = all(fresh.supports[n] == s for n, s in supports.items())
     return found
 

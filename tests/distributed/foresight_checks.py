@@ -19,7 +19,8 @@ from gossamer.foresight import Saliency
 from gossamer.foresight.probe import Probe
 from gossamer.topology import Support
 
-BATCH = 8
+from .joined import BATCH, half
+
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -33,11 +34,11 @@ def net(seed: int) -> nn.Module:
 def data(*, share: bool) -> Batches:
     """Two batches; `share`: this rank's half of each."""
     g = torch.Generator().manual_seed(1)
-    half = slice(dist.get_rank() * BATCH // 2, (dist.get_rank() + 1) * BATCH // 2) if share else slice(None)
+    part = half(share=share)
     pairs = []
     for _ in range(2):
         x = torch.randn(BATCH, 3, 6, 6, generator=g, dtype=torch.float64)
-        pairs.append((x[half], torch.randint(0, 4, (BATCH,), generator=g)[half]))
+        pairs.append((x[part], torch.randint(0, 4, (BATCH,), generator=g)[part]))
     return pairs
 
 

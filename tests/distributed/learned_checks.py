@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -16,7 +16,9 @@ import gossamer
 from gossamer import Learned, methods
 from gossamer.errors import GossamerError
 
-STEPS, BATCH = 20, 8
+from .joined import data, half
+
+STEPS = 20
 
 
 def recipes() -> dict[str, Learned]:
@@ -28,11 +30,6 @@ def net(seed: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4)).double()
 
 
-def data(step: int) -> tuple[Tensor, Tensor]:
-    g = torch.Generator().manual_seed(1000 + step)
-    return torch.randn(BATCH, 12, generator=g, dtype=torch.float64), torch.randint(0, 4, (BATCH,), generator=g)
-
-
 def train(method: Learned, *, joined: bool) -> dict[str, Any]:
     """joined: under DDP, which takes rank 0's weights, each rank on its half of the batch."""
     model: nn.Module = net(dist.get_rank() if joined else 0)
@@ -40,11 +37,11 @@ def train(method: Learned, *, joined: bool) -> dict[str, Any]:
     sparsifier = gossamer.sparsify(model, method, optimizer, total_steps=STEPS)
     if joined:
         model = DistributedDataParallel(model)
-    half = slice(dist.get_rank() * BATCH // 2, (dist.get_rank() + 1) * BATCH // 2) if joined else slice(None)
+    part = half(share=joined)
     for step in range(STEPS):
         x, y = data(step)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x[half]), y[half]).backward()
+        nn.functional.cross_entropy(model(x[part]), y[part]).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
     weights = {name.removeprefix("module."): p.detach().clone() for name, p in model.named_parameters()}

@@ -63,6 +63,13 @@ class Ranks:
         return self._folder / f"errors-{rank}.txt"
 
 
+def answers(found: dict[str, Any], check: str) -> list[dict[str, Any]]:
+    """What each rank found, and no error."""
+    for rank in found[check]:
+        assert "error" not in rank, rank["error"]
+    return found[check]
+
+
 def main() -> None:
     """Answer the requests on standard input; rank 0 writes the answers."""
     import torch

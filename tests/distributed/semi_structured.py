@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -18,7 +17,8 @@ from gossamer.kernels.semi_structured import operator
 from gossamer.nn import SemiStructuredLinear
 from gossamer.topology import NM
 
-STEPS, BATCH = 24, 8
+from . import joined
+from .joined import STEPS
 
 
 def method() -> gossamer.Method:
@@ -42,24 +42,13 @@ def packed_net() -> nn.Sequential:
 def train(model: nn.Module, *, share: bool) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     sparsifier = gossamer.sparsify(model, method(), optimizer, total_steps=STEPS, seed=5)
-    half = slice(dist.get_rank() * BATCH // 2, (dist.get_rank() + 1) * BATCH // 2) if share else slice(None)
-    digests = []
-    for step in range(STEPS):
-        g = torch.Generator().manual_seed(1000 + step)
-        x, y = torch.randn(BATCH, 16, generator=g, dtype=torch.float64), torch.randint(0, 16, (BATCH,), generator=g)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x[half]), y[half]).backward()
-        optimizer.step()
-        digests.append([support.digest() for support in sparsifier.supports.values()])
-    weights = {}
-    for name, p in model.named_parameters():
-        whole = p.full_tensor() if hasattr(p, "full_tensor") else p
-        weights[name.removeprefix("module.")] = whole.detach().clone()
+    batches = (joined.data(step, inputs=16, classes=16) for step in range(STEPS))
+    found = joined.train(model, optimizer, sparsifier, batches, share=share)
     sparsifier.detach()
-    return {"weights": weights, "digests": digests}
+    return found
 
 
-def _compared(joined: nn.Module) -> dict[str, Any]:
+def _compared(wrapped: nn.Module) -> dict[str, Any]:
     alone, packs, pack = train(net(), share=False), [], operator.pack
 
     def spy(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,15 +57,10 @@ def _compared(joined: nn.Module) -> dict[str, Any]:
 
     operator.pack = spy
     try:
-        found = train(joined, share=True)
+        found = train(wrapped, share=True)
     finally:
         operator.pack = pack
-    return {
-        "difference": max(float((found["weights"][n] - w).abs().max()) for n, w in alone["weights"].items()),
-        "supports_equal": found["digests"] == alone["digests"],
-        "rewirings": sum(a != b for a, b in zip(alone["digests"], alone["digests"][1:], strict=False)),
-        "packs": len(packs),
-    }
+    return {**joined.compare(found, alone), "packs": len(packs)}
 
 
 def ddp_equals_masked() -> dict[str, Any]:

@@ -15,7 +15,9 @@ import gossamer
 from gossamer import methods
 from gossamer.errors import GossamerError
 
-from .checks import BATCH, STEPS, data, net
+from . import joined
+from .checks import net
+from .joined import STEPS, data
 from .semi_structured import ddp_equals_masked, fsdp2_equals_masked
 
 
@@ -37,17 +39,9 @@ def train(method: gossamer.Method, *, share: bool, seed: int = 0, wrap_first: bo
     sparsifier = gossamer.sparsify(wrapped, method, optimizer, total_steps=STEPS, seed=5)
     if share and not wrap_first:
         wrapped = DistributedDataParallel(model)
-    half = slice(dist.get_rank() * BATCH // 2, (dist.get_rank() + 1) * BATCH // 2) if share else slice(None)
-    digests = []
-    for step in range(STEPS):
-        x, y = data(step)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(wrapped(x[half]), y[half]).backward()
-        optimizer.step()
-        digests.append([s.digest() for s in sparsifier.supports.values()])
-    found = {name: p.detach().clone() for name, p in model.named_parameters()}
+    found = joined.train(wrapped, optimizer, sparsifier, map(data, range(STEPS)), share=share)
     sparsifier.detach()
-    return {"weights": found, "digests": digests}
+    return found
 
 
 @cache
@@ -56,13 +50,8 @@ def by_itself(name: str) -> dict[str, Any]:
 
 
 def equal(name: str, **how: Any) -> dict[str, Any]:
-    alone, joined = by_itself(name), train(recipes()[name], share=True, **how)
-    moved = sum(x != y for x, y in zip(alone["digests"], alone["digests"][1:], strict=False))
-    return {
-        "difference": max(float((alone["weights"][n] - w).abs().max()) for n, w in joined["weights"].items()),
-        "supports_equal": alone["digests"] == joined["digests"],
-        "rewirings": moved,
-    }
+    alone = by_itself(name)
+    return joined.compare(train(recipes()[name], share=True, **how), alone)
 
 
 def refused() -> dict[str, Any]:

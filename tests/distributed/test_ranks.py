@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from .checks import recipes
-from .ranks import Ranks
+from .ranks import Ranks, answers
 
 pytestmark = pytest.mark.slow
 
@@ -15,12 +15,6 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def found(ranks: Ranks) -> dict[str, Any]:
     return ranks.found("checks")
-
-
-def answers(found: dict[str, Any], check: str) -> list[dict[str, Any]]:
-    for rank in found[check]:
-        assert "error" not in rank, rank["error"]
-    return found[check]
 
 
 @pytest.mark.parametrize("wrapped", ["ddp", "before-ddp", "fsdp2"])

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import multiprocessing
 
 from gossamer.experiments.config import RunConfig
 
-# Loading torch takes longer than the training: each process is a fork of one that has loaded and done nothing else.
+# Text, since a new process finds what is installed, but not what is beside the tests.
 _CODE = """
-import json, os, signal, sys
-import torch._dynamo
+import os, signal
 from gossamer.experiments.config import RunConfig
 from gossamer.experiments.train import train
-config, ends = RunConfig.from_dict(json.loads(sys.argv[1])), []
-for kill in json.loads(sys.argv[2]):
-    def progress(update):
-        if update.step == kill:
-            os.kill(os.getpid(), signal.SIGKILL)
-    child = os.fork()
-    if not child:
-        train(config, resume=True, progress=progress)
-        os._exit(0)
-    ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-print(json.dumps(ends))
+
+def progress(update):
+    if update.step == kill:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train(RunConfig.from_dict(values), resume=True, progress=progress)
 """
 
 
-def train_with_kills(config: RunConfig, steps: list[int]) -> list[int]:
+def fork_server() -> str:
+    """How to start processes as forks of one that has loaded all they need: that takes longer than what they train."""
+    multiprocessing.set_forkserver_preload(["torch._dynamo", "gossamer.experiments.study.worker"])
+    return "forkserver"
+
+
+def train_with_kills(config: RunConfig, steps: list[int]) -> list[int | None]:
     """Train in one process after the other, each resuming; return how each ended.
 
     steps: at which of its steps every process gets SIGKILL from itself; 0: never.
     """
-    command = [sys.executable, "-c", _CODE, json.dumps(config.to_dict()), json.dumps(steps)]
-    found: list[int] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-    return found
+    ends = []
+    for kill in steps:
+        names = {"values": config.to_dict(), "kill": kill}
+        process = multiprocessing.get_context(fork_server()).Process(target=exec, args=(_CODE, names))
+        process.start()
+        process.join()
+        ends.append(process.exitcode)
+    return ends

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import re
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,12 @@ from gossamer.experiments.memory import PeakMemory
 from gossamer.experiments.optimizers import build_optimizers
 from gossamer.experiments.runs import Result, RunFolder
 from gossamer.experiments.setup import build_parts, make_plan
-from gossamer.experiments.train import Interrupted, Update, train
+from gossamer.experiments.train import train
 from gossamer.methods import REGISTRY
 from gossamer.nn import measure
 from gossamer.nn.measure import Verdict
 
-from .tiny import Make, model_of, rows_of
+from .tiny import Make, assert_continues_exactly, rows_of
 
 FIGURES = ("step", "density", "counts", "rewirings", "flips")
 
@@ -95,20 +93,8 @@ def test_weights_of_sparse_layers_are_decayed_like_others(make: Make) -> None:
 def test_interrupted_runs_continue_exactly(make: Make, verdicts: dict[tuple[int, ...], bool], execution: str) -> None:
     verdicts[16, 64] = True
     values: dict[str, Any] = {"execution": execution, "method": "rigl", "args": {"every": 3}, "optimizer": "adamw"}
-    whole, cut = make("whole", **values), make("cut", **values)
-    expected = train(whole)
-
-    def stop(update: Update) -> None:
-        if update.step == 8:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(Interrupted):
-        train(cut, progress=stop)
-    verdicts.clear()  # the machine is now a slower one: what was chosen stays
-    result = train(cut, resume=True)
-    assert rows_of(cut) == rows_of(whole)
-    assert model_of(cut) == model_of(whole)
-    assert result.metric == expected.metric
+    # verdicts.clear: the machine is now a slower one, what was chosen stays
+    expected, result = assert_continues_exactly(make, values, 8, meantime=verdicts.clear)
     assert result.execution == expected.execution
 
 
@@ -190,19 +176,9 @@ def test_methods_that_start_dense_are_judged_by_their_last_density(make: Make, m
 
     monkeypatch.setattr(measure, "judge", judge)
     values: dict[str, Any] = {"method": "gmp", "args": {"every": 3}, "density": 0.1, "execution": "auto"}
-    whole, cut = make("whole", **values), make("cut", **values)
-    result = train(whole)
+    result, _ = assert_continues_exactly(make, values, 8)
     assert all(share < 0.5 for share in shares)
     assert "at its last density 0." in result.execution[0]["why"]
-
-    def stop(update: Update) -> None:
-        if update.step == 8:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(Interrupted):
-        train(cut, progress=stop)
-    train(cut, resume=True)
-    assert model_of(cut) == model_of(whole)
 
 
 def test_other_devices_are_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

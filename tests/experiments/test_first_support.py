@@ -24,7 +24,7 @@ from gossamer.experiments.config import RunConfig, build_method, method_paramete
 from gossamer.experiments.recipes import default_folder
 from gossamer.experiments.runs import Result
 from gossamer.experiments.setup import build_parts, make_plan
-from gossamer.experiments.train import Interrupted, Update, train
+from gossamer.experiments.train import Interrupted, train
 from gossamer.experiments.values import parse, spell
 from gossamer.method import Init, Method
 from gossamer.methods import REGISTRY
@@ -32,7 +32,7 @@ from gossamer.rewinding import unpack_supports
 from gossamer.tickets import Tickets
 from gossamer.topology import Support
 
-from .tiny import Make, model_of, rows_of
+from .tiny import Make, assert_continues_exactly, interrupt, model_of, signal_at
 
 # How a run scores its weights: method and arguments.
 SCORED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -66,20 +66,11 @@ def test_interrupted_runs_continue_exactly_without_scoring_again(
     make: Make, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method, args = SCORED[kind]
-    whole = make("whole", method=method, args=args)
-    train(whole)
 
-    def interrupt(update: Update) -> None:
-        if update.step == 11:
-            os.kill(os.getpid(), signal.SIGINT)
+    def forbid() -> None:
+        monkeypatch.setattr(foresight.search, "first_masks", lambda *arguments: pytest.fail("scored again"))
 
-    cut = make("cut", method=method, args=args)
-    with pytest.raises(Interrupted):
-        train(cut, progress=interrupt)
-    monkeypatch.setattr(foresight.search, "first_masks", lambda *arguments: pytest.fail("scored again"))
-    train(cut, resume=True)
-    assert model_of(cut) == model_of(whole)
-    assert rows_of(cut) == rows_of(whole)
+    assert_continues_exactly(make, {"method": method, "args": args}, 11, meantime=forbid)
 
 
 def test_a_method_starts_from_what_its_init_finds(make: Make) -> None:
@@ -240,28 +231,12 @@ def damage_structure(state: dict[str, Any]) -> None:
     state["supports"] = [1, 2]
 
 
-@pytest.fixture
-def interrupted(make: Make) -> Callable[..., RunConfig]:
-    """A run that was stopped at step 11."""
-
-    def interrupted(name: str = "run", **values: Any) -> RunConfig:
-        def interrupt(update: Update) -> None:
-            if update.step == 11:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        config = make(name, **values)
-        with pytest.raises(Interrupted):
-            train(config, progress=interrupt)
-        return config
-
-    return interrupted
-
-
 @pytest.mark.parametrize("damage", [damage_name, damage_extra, damage_shape, damage_count, damage_structure])
 def test_a_damaged_first_support_is_refused_and_can_be_deleted(
-    interrupted: Callable[..., RunConfig], damage: Callable[[dict[str, Any]], None]
+    make: Make, damage: Callable[[dict[str, Any]], None]
 ) -> None:
-    config = interrupted(method="snip")
+    config = make(method="snip")
+    interrupt(config, 11)
     path = Path(str(config.out)) / "first-support.safetensors"
     contents = load(path)
     state = {"supports": dict(contents.state["supports"]), "state": None}
@@ -274,8 +249,10 @@ def test_a_damaged_first_support_is_refused_and_can_be_deleted(
     train(config, resume=True)
 
 
-def test_a_first_support_of_another_run_kind_or_length_is_refused(interrupted: Callable[..., RunConfig]) -> None:
-    one, other = interrupted("one", method="snip"), interrupted("other", method="snip", seed=1)
+def test_a_first_support_of_another_run_kind_or_length_is_refused(make: Make) -> None:
+    one, other = make("one", method="snip"), make("other", method="snip", seed=1)
+    interrupt(one, 11)
+    interrupt(other, 11)
     path, theirs = (Path(str(config.out)) / "first-support.safetensors" for config in (one, other))
     whole = path.read_bytes()
     for content, message in (
@@ -315,26 +292,19 @@ def test_the_result_tells_of_the_first_support_and_old_results_still_load(make: 
 
 
 def test_weights_are_not_moved_again_when_they_come_from_a_checkpoint(
-    interrupted: Callable[..., RunConfig], make: Make, monkeypatch: pytest.MonkeyPatch
+    make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values: dict[str, Any] = {"method": "snip", "kept_weights": "isometry"}
-    whole = make("whole", **values)
-    train(whole)
-    cut = interrupted("cut", **values)
-    monkeypatch.setattr(first_support, "approximate_isometry", lambda *arguments: pytest.fail("moved again"))
-    train(cut, resume=True)
-    assert model_of(cut) == model_of(whole)
+    def forbid() -> None:
+        monkeypatch.setattr(first_support, "approximate_isometry", lambda *arguments: pytest.fail("moved again"))
+
+    assert_continues_exactly(make, {"method": "snip", "kept_weights": "isometry"}, 11, meantime=forbid)
 
 
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_network_that_is_cut_is_told_of_once_and_in_the_result(make: Make, *, resumed: bool) -> None:
-    def interrupt(update: Update) -> None:
-        if resumed and update.step == 11:
-            os.kill(os.getpid(), signal.SIGINT)
-
     config = make(method="magnitude", density=0.004, args={"allow_collapse": True})
     with pytest.warns(UserWarning, match="no path") as told, contextlib.suppress(Interrupted):
-        train(config, progress=interrupt)
+        train(config, progress=signal_at(11) if resumed else None)
     assert len(told) == 1
     result = train(config, resume=True)  # tells no more: warnings are errors here
     assert len(result.notes) == 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,11 @@ from gossamer.experiments.recipes import default_folder
 from gossamer.experiments.runs import RunFolder
 from gossamer.experiments.setup import build_parts, make_plan
 from gossamer.experiments.study import Row, Study, lines, run_study
-from gossamer.experiments.train import Interrupted, Update, train
+from gossamer.experiments.train import train
 from gossamer.nn import OffsetConv2d, OffsetLinear
 from gossamer.offsets import BlockDCT
 
-from .tiny import Make, model_of, rows_of
+from .tiny import Make, assert_continues_exactly
 
 STATIC = {"method": "static", "args": {"allocation": "equal_per_layer"}}
 
@@ -122,20 +120,7 @@ def test_what_is_frozen_does_not_train(make: Make, monkeypatch: pytest.MonkeyPat
     ids=["rigl", "snip", "offset-only", "sparse", "lottery"],
 )
 def test_interrupted_runs_continue_exactly(make: Make, values: dict[str, Any]) -> None:
-    values = {**values, "optimizer": "adamw"}
-    whole, cut = make("whole", **values), make("cut", **values)
-    expected = train(whole)
-
-    def stop(update: Update) -> None:
-        if update.step == 8:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(Interrupted):
-        train(cut, progress=stop)
-    result = train(cut, resume=True)
-    assert rows_of(cut) == rows_of(whole)
-    assert model_of(cut) == model_of(whole)
-    assert result.metric == expected.metric
+    assert_continues_exactly(make, {**values, "optimizer": "adamw"}, 8)
 
 
 @pytest.mark.parametrize("execution", ["sparse", "hybrid"])

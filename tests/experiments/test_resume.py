@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import signal
 import subprocess
@@ -21,10 +20,10 @@ from gossamer.errors import CheckpointError, ConfigError
 from gossamer.experiments import setup
 from gossamer.experiments.config import RunConfig
 from gossamer.experiments.runs import RunFolder
-from gossamer.experiments.train import Interrupted, Update, train
+from gossamer.experiments.train import Update, train
 
 from .kills import train_with_kills
-from .tiny import Make, model_of, rows_of
+from .tiny import Make, assert_alike, assert_continues_exactly, interrupt, rows_of
 
 METHODS = {
     "dense": {},
@@ -48,38 +47,17 @@ METHODS = {
 }
 
 
-def _interrupt_at(step: int, number: int = signal.SIGINT) -> Any:
-    def progress(update: Update) -> None:
-        if update.step == step:
-            os.kill(os.getpid(), number)
-
-    return progress
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_interrupted_runs_continue_exactly(make: Make, method: str) -> None:
     values: dict[str, Any] = {"method": method, "args": METHODS[method], "optimizer": "adamw", "amp": "bf16"}
-    whole, parts = make("whole", **values), make("parts", **values)
-    train(whole)
-    for step in (1, 7, 13):
-        with pytest.raises(Interrupted, match=f"stopped after step {step} of 20"):
-            train(parts, resume=step > 1, progress=_interrupt_at(step))
-    result = train(parts, resume=True)
-    assert model_of(parts) == model_of(whole)
-    assert rows_of(parts) == rows_of(whole)
+    _, result = assert_continues_exactly(make, values, 1, 7, 13)
     assert result.steps == 20
 
 
 @pytest.mark.parametrize("values", [{"optimizer": "muon", "clip": 0.5}, {"amp": "fp16", "accumulate": 2}])
 def test_all_that_has_a_state_is_restored(make: Make, values: dict[str, Any]) -> None:
     values = {"model_options": {"hidden": [16, 16]}, "schedule": "step", "method": "rewire", **values}
-    whole, parts = make("whole", **values), make("parts", **values)
-    train(whole)
-    with pytest.raises(Interrupted):
-        train(parts, progress=_interrupt_at(11, signal.SIGTERM))
-    train(parts, resume=True)
-    assert model_of(parts) == model_of(whole)
-    assert rows_of(parts) == rows_of(whole)
+    assert_continues_exactly(make, values, 11, number=signal.SIGTERM)
 
 
 def test_rows_after_the_checkpoint_are_not_doubled(make: Make) -> None:
@@ -95,14 +73,12 @@ def test_rows_after_the_checkpoint_are_not_doubled(make: Make) -> None:
         train(parts, progress=crash)
     assert [row["step"] for row in rows_of(parts)] == [8]
     train(parts, resume=True)
-    assert rows_of(parts) == rows_of(whole)
-    assert model_of(parts) == model_of(whole)
+    assert_alike(parts, whole)
 
 
 def test_a_checkpoint_without_topology_metrics_is_named(make: Make) -> None:
     config = make()
-    with pytest.raises(Interrupted):
-        train(config, progress=_interrupt_at(10))
+    interrupt(config, 10)
     file = RunFolder(Path(str(config.out))).training_file
     contents = load(file)
     del contents.state["extra"]["exploration"]
@@ -113,8 +89,7 @@ def test_a_checkpoint_without_topology_metrics_is_named(make: Make) -> None:
 
 def test_seconds_of_both_parts_are_added(make: Make) -> None:
     config = make()
-    with pytest.raises(Interrupted):
-        train(config, progress=_interrupt_at(10))
+    interrupt(config, 10)
     before = load(f"{config.out}/training.safetensors").state["extra"]["seconds"]
     assert train(config, resume=True).seconds >= round(before, 3)
 
@@ -168,8 +143,7 @@ def test_sigkill_at_three_random_steps_changes_nothing(make: Make, method: str) 
     train(whole)
     kills = sorted(random.Random(method).sample(range(1, 120), 3))
     assert train_with_kills(parts, [*kills, 0]) == [*[-signal.SIGKILL] * 3, 0]
-    assert model_of(parts) == model_of(whole)
-    assert rows_of(parts) == rows_of(whole)
+    assert_alike(parts, whole)
 
 
 def test_random_state_of_dropout_is_restored(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,25 +153,14 @@ def test_random_state_of_dropout_is_restored(make: Make, monkeypatch: pytest.Mon
         return nn.Sequential(nn.Dropout(0.5), build(*args, **options))
 
     monkeypatch.setattr(setup.models, "build", with_dropout)
-    whole, parts = make("whole"), make("parts")
-    train(whole)
-    with pytest.raises(Interrupted):
-        train(parts, progress=_interrupt_at(9))
-    train(parts, resume=True)
-    assert model_of(parts) == model_of(whole)
+    assert_continues_exactly(make, {}, 9)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("amp", [None, "bf16", "fp16"])
 def test_runs_on_a_gpu_continue_exactly(make: Make, amp: str | None) -> None:
-    whole, parts = make("whole", device="cuda", amp=amp), make("parts", device="cuda", amp=amp)
-    train(whole)
-    with pytest.raises(Interrupted):
-        train(parts, progress=_interrupt_at(9))
-    train(parts, resume=True)
-    assert model_of(parts) == model_of(whole)
-    assert rows_of(parts) == rows_of(whole)
+    assert_continues_exactly(make, {"device": "cuda", "amp": amp}, 9)
 
 
 # -- the folder ------------------------------------------------------------------------------------------------
@@ -207,8 +170,7 @@ def test_runs_on_a_gpu_continue_exactly(make: Make, amp: str | None) -> None:
 def test_one_folder_takes_one_process(make: Make) -> None:
     config = make()
     folder = RunFolder(Path(str(config.out)))
-    with pytest.raises(Interrupted):
-        train(config, progress=_interrupt_at(2))
+    interrupt(config, 2)
     before = {item.name: item.read_bytes() for item in folder.path.iterdir()}
     code = f"import pathlib, gossamer.experiments.runs as r\nwith r.RunFolder(pathlib.Path({config.out!r})).locked(): "
     holder = subprocess.Popen(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,10 @@ from gossamer.experiments.runs import RunFolder
 from gossamer.experiments.setup import build_parts, make_plan
 from gossamer.experiments.study import Row, Study, lines, run_study
 from gossamer.experiments.tasks import evaluate
-from gossamer.experiments.train import Interrupted, Update, train
+from gossamer.experiments.train import train
 from gossamer.subspace import Disjoint, SubspaceModel
 
-from .tiny import Make, model_of, rows_of
+from .tiny import Make, assert_continues_exactly, model_of
 
 PRUNED = {"subspace": 100, "projection": "disjoint:equal_per_layer", "origin": "zero", "freeze": ["norm"]}
 COUNTS = ("weights", "other weights", "alpha", "norm", "bias", "other")
@@ -107,20 +105,7 @@ def test_from_zero_a_disjoint_subspace_is_a_sparse_network(make: Make) -> None:
     ids=["fastfood", "sparse", "pruned"],
 )
 def test_interrupted_runs_continue_exactly(make: Make, values: dict[str, Any]) -> None:
-    values = {**values, "method": "dense", "optimizer": "adamw"}
-    whole, cut = make("whole", **values), make("cut", **values)
-    expected = train(whole)
-
-    def stop(update: Update) -> None:
-        if update.step == 8:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(Interrupted):
-        train(cut, progress=stop)
-    result = train(cut, resume=True)
-    assert rows_of(cut) == rows_of(whole)
-    assert model_of(cut) == model_of(whole)
-    assert result.metric == expected.metric
+    assert_continues_exactly(make, {**values, "method": "dense", "optimizer": "adamw"}, 8)
 
 
 def test_a_run_killed_behind_its_last_step_ends_as_it_would_have(make: Make) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 from pathlib import Path
@@ -18,13 +17,13 @@ from gossamer.errors import ConfigError, DivergedError
 from gossamer.experiments.config import RunConfig
 from gossamer.experiments.optimizers import build_optimizers, rate_factor
 from gossamer.experiments.setup import build_parts, make_plan
-from gossamer.experiments.train import Interrupted, Update, train
+from gossamer.experiments.train import Update, train
 from gossamer.testing.oracles import Training, lottery_oracle
 from gossamer.tickets import Tickets
 from gossamer.topology import Support
 
 from .kills import train_with_kills
-from .tiny import Make, model_of, rows_of
+from .tiny import Make, assert_alike, assert_continues_exactly, interrupt, rows_of
 
 STEPS, EPSILON = 20, 5
 VALUES: dict[str, dict[str, Any]] = {
@@ -137,27 +136,12 @@ def test_finished_rounds_leave_what_was_found_only(ticket: Make) -> None:
 # -- resuming ----------------------------------------------------------------------------------------------------
 
 
-def interrupt_at(step: int) -> Any:
-    def progress(update: Update) -> None:
-        if update.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    return progress
-
-
 @pytest.mark.parametrize("kind", VALUES)
 def test_interrupted_runs_continue_exactly(ticket: Make, kind: str) -> None:
-    whole, parts = ticket("whole", **VALUES[kind]), ticket("parts", **VALUES[kind])
-    expected, total = train(whole), total_of(kind)
-    for step in (1, EPSILON - 1, EPSILON, 13, STEPS, STEPS + 1, 30):
-        with pytest.raises(Interrupted, match=f"stopped after step {step} of {total}") as stop:
-            train(parts, resume=step > 1, progress=interrupt_at(step))
-        assert stop.value.folder == folder_of(parts)
-    result = train(parts, resume=True)
-    assert model_of(parts) == model_of(whole)
-    assert rows_of(parts) == rows_of(whole)
-    assert (result.metric, result.steps) == (expected.metric, total)
-    assert train(parts, resume=True) == result
+    steps = (1, EPSILON - 1, EPSILON, 13, STEPS, STEPS + 1, 30)
+    _, result = assert_continues_exactly(ticket, VALUES[kind], *steps)
+    assert result.steps == total_of(kind)
+    assert train(ticket("cut", **VALUES[kind]), resume=True) == result
 
 
 @pytest.mark.parametrize("crash", [3, EPSILON, EPSILON + 2, STEPS, STEPS + 2, STEPS + 15, STEPS + 16])
@@ -173,8 +157,7 @@ def test_crashes_change_nothing(ticket: Make, crash: int) -> None:
     with pytest.raises(RuntimeError, match="power cut"):
         train(parts, progress=fail)
     train(parts, resume=True)
-    assert model_of(parts) == model_of(whole)
-    assert rows_of(parts) == rows_of(whole)
+    assert_alike(parts, whole)
 
 
 @pytest.mark.slow
@@ -185,8 +168,7 @@ def test_sigkill_in_every_round_changes_nothing(ticket: Make) -> None:
     draw = random.Random(0)
     kills = [draw.randrange(1, 60), draw.randrange(61, 115), draw.randrange(116, 170)]
     assert train_with_kills(parts, [*kills, 0]) == [*[-signal.SIGKILL] * 3, 0]
-    assert model_of(parts) == model_of(whole)
-    assert rows_of(parts) == rows_of(whole)
+    assert_alike(parts, whole)
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------
@@ -210,8 +192,7 @@ def test_runs_that_cannot_be(ticket: Make, values: Any, match: str) -> None:
 
 
 def test_another_search_in_the_folder_is_refused(ticket: Make) -> None:
-    with pytest.raises(Interrupted):
-        train(ticket(args={"rewind": 5}), progress=interrupt_at(22))
+    interrupt(ticket(args={"rewind": 5}), 22)
     with pytest.raises(ConfigError, match=r"cannot resume .* with another config"):
         train(ticket(args={"rewind": 6}), resume=True)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,10 +15,10 @@ from gossamer.experiments import data, robustness
 from gossamer.experiments.data.batches import begins_epoch, keyed_generator
 from gossamer.experiments.models import build
 from gossamer.experiments.study import Study
-from gossamer.experiments.train import Interrupted, Update, train
+from gossamer.experiments.train import train
 from gossamer.nn import KWinners, KWinners2d
 
-from .tiny import Make, model_of, rows_of
+from .tiny import Make, assert_continues_exactly
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("kwinners*.yaml"))
 MNIST = ((1, 28, 28), 10)
@@ -59,23 +57,11 @@ def test_epochs_begin_where_the_order_is_drawn_anew(accumulate: int, batch: int,
 def test_the_boost_falls_before_every_epoch_and_a_resumed_run_is_exact(make: Make) -> None:
     """1,293 digits are 6 batches of 200: steps 0, 6 and 12 begin an epoch."""
     values = {"model": "winners", "method": "static", "batch_size": 200, "steps": 14, "optimizer": "sgd", "lr": 0.01}
-    whole, parts = make("whole", **values), make("parts", **values)
-    train(whole)
-    state = load_model(Path(str(whole.out)) / "model.safetensors")
+    assert_continues_exactly(make, values, 6, 9)
+    state = load_model(Path(str(make("cut").out)) / "model.safetensors")
     assert float(state["act1.boost_strength"]) == pytest.approx(1.5 * 0.85**3)
     assert int(state["act2.learning_iterations"]) == 14 * 200
     assert float(state["act2.duty_cycle"].max()) > 0
-
-    def stop(update: Update) -> None:
-        if update.step in (6, 9):
-            os.kill(os.getpid(), signal.SIGINT)
-
-    for _ in range(2):
-        with pytest.raises(Interrupted):
-            train(parts, resume=True, progress=stop)
-    train(parts, resume=True)
-    assert model_of(parts) == model_of(whole)
-    assert rows_of(parts) == rows_of(whole)
 
 
 def test_noise_replaces_whole_shares_of_the_pixels() -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from gossamer.errors import ConfigError
 from gossamer.kernels import sparse
 from gossamer.kernels.cpu import library
+
+Pair = tuple[int, int]
 
 
 @contextmanager
@@ -60,6 +64,23 @@ def index_bytes(index: Tensor, shape: tuple[int, int], count: int) -> int:
     native = library.native()
     assert native is not None
     return int(native.index_bytes(*shape, count, *sparse.block_of(index)))
+
+
+@st.composite
+def geometries(draw: st.DrawFn, groups: int = 3, extra: Pair = (9, 9)) -> dict[str, Any]:
+    """Kernel, image size, stride, padding, dilation and groups of a convolution that has an output.
+
+    groups: the most. extra: by how much the image may be larger than it must.
+    """
+
+    def pair(low: int, high: int) -> Pair:
+        return draw(st.integers(low, high)), draw(st.integers(low, high))
+
+    kernel, stride, padding, dilation = pair(1, 4), pair(1, 4), pair(0, 3), pair(1, 3)
+    least = [max(1, d * (k - 1) + 1 - 2 * p) for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    size = tuple(low + draw(st.integers(0, more)) for low, more in zip(least, extra, strict=True))
+    how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": draw(st.integers(1, groups))}
+    return {"kernel": kernel, "size": size, **how}
 
 
 def numbers(*shape: int, seed: int) -> Tensor:

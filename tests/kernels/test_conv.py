@@ -13,10 +13,9 @@ from torch import Tensor
 
 from gossamer.kernels import sparse
 
-from .forcing import NATIVE, PATHS, distance, forced, numbers, some_positions
+from .forcing import NATIVE, PATHS, Pair, distance, forced, geometries, numbers, some_positions
 
 CLOSE = 1e-5
-Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -157,20 +156,10 @@ def test_equals_dense_at_any_density(name: str, density: float, path: str) -> No
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    def pair(low: int, high: int) -> Pair:
-        return draw(st.integers(low, high)), draw(st.integers(low, high))
-
-    kernel, dilation, padding = pair(1, 4), pair(1, 3), pair(0, 3)
-    least = [max(1, d * (k - 1) + 1 - 2 * p) for k, d, p in zip(kernel, dilation, padding, strict=True)]
     return Case(
         inputs=draw(st.integers(1, 9)),
         outputs=draw(st.integers(1, 9)),
-        kernel=kernel,
-        size=(least[0] + draw(st.integers(0, 12)), least[1] + draw(st.integers(0, 30))),
-        stride=pair(1, 4),
-        padding=padding,
-        dilation=dilation,
-        groups=draw(st.integers(1, 5)),
+        **draw(geometries(groups=5, extra=(12, 30))),
         batch=draw(st.integers(1, 40)),
         density=draw(st.sampled_from([0.05, 0.2, 0.7, 1.0])),
         bias=draw(st.booleans()),

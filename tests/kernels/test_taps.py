@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,9 @@ from torch.nn import functional
 from gossamer.kernels import sparse
 from gossamer.kernels.taps import Taps
 
-from .forcing import NATIVE, PATHS, distance, forced, numbers
+from .forcing import NATIVE, PATHS, Pair, distance, forced, geometries, numbers
 
 CLOSE = 1e-5
-Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -99,40 +99,18 @@ def test_plain_images_and_double_precision(packed: bool) -> None:
     compare(CASES["dilated"], torch.float64, packed=packed)
 
 
-pair = st.tuples(st.integers(1, 4), st.integers(1, 4))
-
-
 @pytest.mark.parametrize("path", PATHS)
 @settings(deadline=None, max_examples=40)
 @given(
     rows=st.integers(1, 20),
     parts=st.integers(1, 3),
     rank=st.integers(1, 6),
-    kernel=pair,
-    extra=st.tuples(st.integers(0, 9), st.integers(0, 9)),
-    stride=pair,
-    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
-    dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    groups=st.integers(1, 3),
+    geometry=geometries(),
     batch=st.integers(1, 18),
 )
-def test_any_geometry(
-    path: str,
-    rows: int,
-    parts: int,
-    rank: int,
-    kernel: Pair,
-    extra: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    batch: int,
-) -> None:
-    reach = [d * (k - 1) - 2 * p for d, k, p in zip(dilation, kernel, padding, strict=True)]
-    size = (max(0, reach[0]) + 1 + extra[0], max(0, reach[1]) + 1 + extra[1])
+def test_any_geometry(path: str, rows: int, parts: int, rank: int, geometry: dict[str, Any], batch: int) -> None:
     with forced(path):
-        compare(Case(rows, parts, rank, kernel, size, stride, padding, dilation, groups, batch))
+        compare(Case(rows, parts, rank, **geometry, batch=batch))
 
 
 @pytest.mark.parametrize("path", NATIVE)

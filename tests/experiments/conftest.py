@@ -8,6 +8,7 @@ import pytest
 
 from gossamer.experiments.config import RunConfig
 
+from .kills import fork_server
 from .tiny import Make
 
 
@@ -15,6 +16,12 @@ from .tiny import Make
 def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs are killed here, machines are not: waiting for the disk ten times a run would be most of a tiny one."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of studies start at once."""
+    monkeypatch.setattr("gossamer.experiments.study.pool.START", fork_server())
 
 
 @pytest.fixture

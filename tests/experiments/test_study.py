@@ -78,6 +78,7 @@ def test_a_failed_run_does_not_stop_the_rest(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_diverged_runs_are_recorded_once_and_others_tried_again(tmp_path: Path) -> None:
     rows = (Row("bad", "static"), Row("wild", "static", {}, {"lr": 9999, "steps": 400}))
     study, seen = tiny(rows=rows, densities=(0.2,), seeds=(0,)), list[tuple[str, bool]]()
@@ -94,6 +95,7 @@ def test_diverged_runs_are_recorded_once_and_others_tried_again(tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_changed_studies_keep_what_fits_and_refuse_what_does_not(tmp_path: Path) -> None:
     def study(*rows: Row, **changes: Any) -> Study:
         return tiny(rows=rows, densities=(0.2,), seeds=(0,), **changes)
@@ -304,6 +306,7 @@ def test_unreadable_configs_are_config_errors(tmp_path: Path, content: bytes) ->
         read_config(tmp_path / "bad.yaml")
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_sanity_checks_run_in_workers_beside_what_they_check(tmp_path: Path) -> None:
     rows = (
         Row("SNIP", "snip"),

@@ -111,6 +111,7 @@ class _Assassin:
                     os.kill(pid, self._number)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_killed_worker_is_replaced_and_its_run_continued(tmp_path: Path, expected: dict[str, Any]) -> None:
     assassin = _Assassin(signal.SIGKILL, 1, "SET", 1)
     outcome = run_in_workers(GRID, tmp_path, running=assassin)
@@ -120,6 +121,7 @@ def test_a_killed_worker_is_replaced_and_its_run_continued(tmp_path: Path, expec
     _completed_once(tmp_path, GRID)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_hung_worker_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = tiny(base=LONG, rows=(Row("SET", "set"),), densities=(0.2,), seeds=(0,))
     assassin = _Assassin(signal.SIGSTOP, 1, "SET", 1)

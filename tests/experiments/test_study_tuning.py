@@ -174,6 +174,7 @@ def test_failed_and_diverged_tuning(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_workers_tune_alike_and_more_points_reuse_the_old_ones(tmp_path: Path) -> None:
     study = _study(densities=(0.2,), seeds=(0,))
     run_study(study, tmp_path / "here")

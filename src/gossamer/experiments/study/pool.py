@@ -20,6 +20,7 @@ from .agenda import Failure, Job
 from .worker import Beat, work
 
 GRACE = 120.0  # seconds without a beat after which a worker counts as hung
+START = "spawn"  # how processes are started, see multiprocessing
 
 Ticket = TypeVar("Ticket")
 
@@ -48,7 +49,7 @@ class Pool(Generic[Ticket]):
 
     def __init__(self, size: int, out: Path):
         self._size, self._out = size, out
-        self._context = multiprocessing.get_context("spawn")
+        self._context = multiprocessing.get_context(START)
         self._workers: list[_Worker[Ticket]] = []
 
     @property

@@ -5,8 +5,8 @@ all blocks, counted row by row: int32, strictly ascending. Where the side does n
 lower and right edge reach beyond it: those values are 0, take no part in a product and have gradients of 0.
 
 `torch.ops.gossamer.block_packed` takes packed activations, on the CPU: native for float32 and sides that are multiples
-of 4. `torch.ops.gossamer.block_linear` takes rows, on any device: a kernel for another device is registered for it and
-for `block_linear_backward`. Both have derivatives, and shapes for tracing.
+of 4. `torch.ops.gossamer.block_linear` takes rows, on any device, and is computed by Triton on GPUs where `gpu.blocks`
+takes them. Both have derivatives, and shapes for tracing.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ._operators import LANES, _check_sizes, _kernel, _library, _native_for, _no_second_derivative, _shapes
 from .cpu.library import Library, call, threads
+from .gpu import blocks as gpu
 from .reference import pack, unpack
 from .sparse import _refuse_tangents
 
@@ -145,8 +146,23 @@ def _on_any_device(name: str, function: object) -> None:
     _library.impl(name, function, "CompositeExplicitAutograd")
 
 
-_on_any_device("block_linear", _forward)
-_on_any_device("block_linear_backward", _backward)
+def _linear(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+    """By Triton where it takes them."""
+    if not gpu.supported(x, values, bias):
+        return _forward(x, values, index, bias, rows)
+    _check_sizes(rows, bias)
+    return gpu.forward(x, values, index, bias, rows)
+
+
+def _linear_backward(
+    x: Tensor, values: Tensor, index: Tensor, dy: Tensor, to_x: bool, to_values: bool
+) -> tuple[Tensor, Tensor]:
+    backward = gpu.backward if gpu.supported(x, values, dy) else _backward
+    return backward(x, values, index, dy, to_x, to_values)
+
+
+_on_any_device("block_linear", _linear)
+_on_any_device("block_linear_backward", _linear_backward)
 
 
 @_kernel("block_packed")

@@ -206,7 +206,7 @@ def blocks_on_the_device(stage: Stage) -> str:
     torch.manual_seed(0)
     layer = BlockSparseLinear(256, 320, density=0.4, block=32).to(stage.device, torch.bfloat16)
     x = stage.random(64, 256).requires_grad_()
-    matrix = layer.dense_weight().detach().double()
+    matrix = layer.to_dense().detach().double()
     y = layer(x)
     _near(y.detach(), x.detach().double() @ matrix.t() + layer.bias.detach().double(), "a block-sparse layer")
     slope = stage.random(64, 320)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from gossamer.kernels.gpu import blocks, threshold, transforms, transposable
 from gossamer.kernels.patterns import best_patterns
 from gossamer.kernels.transforms import reference
+from gossamer.nn import BlockSparseLinear
 from gossamer.topology import select_top
 
 CLOSE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}
@@ -71,8 +73,8 @@ def selection(stage: Stage) -> str:
                 else:
                     key = threshold.reference_key(weight, known, count)
                     _, mask = threshold.reference_masked(weight, known, key, weight.dtype, True)
-                (wanted,) = select_top([weight.abs()], count, None if known is None else [known])
-                _demand(torch.equal(mask, wanted), f"{count} of {kind} weights are not those of select_top")
+                (wanted,) = select_top([weight.abs().cpu()], count, None if known is None else [known.cpu()])
+                _demand(torch.equal(mask.cpu(), wanted), f"{count} of {kind} weights are not those of select_top")
     return "counts 1 to all but one, ties, zeros"
 
 
@@ -94,20 +96,47 @@ def selection_in_a_graph(stage: Stage) -> str:
     for _ in range(3):
         weight.copy_(stage.random(1024, 1024, dtype=torch.float32))
         graph.replay()
-        _demand(torch.equal(mask, select_top([weight.abs()], weight.numel() // 4)[0]), "a replayed selection is stale")
+        (wanted,) = select_top([weight.abs().cpu()], weight.numel() // 4)
+        _demand(torch.equal(mask.cpu(), wanted), "a replayed selection is stale")
     return "three replays"
 
 
-def block_products(stage: Stage) -> str:
-    """Against dense products in float64."""
-    if not stage.kernels(stage.random(1)):
+def block_products(side: int, dtype: torch.dtype, stage: Stage) -> str:
+    """Against dense products in float64; in bfloat16 of every configuration that the targets try."""
+    if not stage.kernels(stage.random(1)) or (stage.dry and (side > 16 or dtype == torch.bfloat16)):
         return _NOT_RUN
-    sides = (16,) if stage.dry else blocks.SIDES
-    dtypes = (torch.float32,) if stage.dry else (torch.float32, torch.bfloat16)
-    for side in sides:
-        for dtype in dtypes:
-            _block_products(stage, side, dtype)
-    return f"sides {', '.join(map(str, sides))}"
+    _block_products(stage, side, dtype)
+    tried = 0
+    for config in () if dtype == torch.float32 else blocks.CONFIGS:
+        tried += _configured(stage, side, config)
+    return f"to the edge, both gradients; {tried} configurations" if tried else "to the edge, both gradients"
+
+
+def fitting(run: Callable[[], object]) -> bool:
+    """Whether a configuration fits the chip: some ask for more shared memory than there is."""
+    from triton.runtime.errors import OutOfResources
+
+    try:
+        run()
+    except OutOfResources:
+        return False
+    return True
+
+
+def _configured(stage: Stage, side: int, config: blocks.Config) -> bool:
+    """Sizes divide as those of the targets do, so that these find their kernels compiled."""
+    n, tokens = 8 * side, 512
+    dense = stage.random(n, n).view(8, side, 8, side).transpose(1, 2).reshape(-1, side, side)
+    index = torch.arange(0, 64, 3, dtype=torch.int32, device=stage.device)
+    values, x = dense[index.long()].contiguous(), stage.random(tokens, n)
+    found: list[Tensor] = []
+    if not fitting(lambda: found.append(blocks.block_matmul(x, values, index, None, n, config))):
+        return False
+    held = torch.zeros_like(dense)
+    held[index.long()] = values
+    matrix = held.view(8, 8, side, side).transpose(1, 2).reshape(n, n)
+    _near(found[0], x.double() @ matrix.double().t(), f"block {side} with {tuple(config)}")
+    return True
 
 
 def _block_products(stage: Stage, side: int, dtype: torch.dtype) -> None:
@@ -130,16 +159,14 @@ def _block_products(stage: Stage, side: int, dtype: torch.dtype) -> None:
     _near(dvalues, wanted, f"block {side} gradient of the values")
 
 
-def fast_transforms(stage: Stage) -> str:
+def fast_transforms(length: int, stage: Stage) -> str:
     """Against float64, both directions, cut and with signs."""
-    if not stage.kernels(stage.random(1)):
+    if not stage.kernels(stage.random(1)) or (stage.dry and length > 256):
         return _NOT_RUN
-    lengths = (256,) if stage.dry else (256, 512, 1024, 2048, 4096, 8192, 16384)
-    for length in lengths:
-        for name in ("cosine", "hadamard"):
-            for back in (False, True):
-                _transform(stage, name, length, back)
-    return f"lengths {lengths[0]} to {lengths[-1]}"
+    for name in ("cosine", "hadamard"):
+        for back in (False, True):
+            _transform(stage, name, length, back)
+    return "cosine and Walsh-Hadamard, both ways"
 
 
 def _transform(stage: Stage, name: str, length: int, back: bool) -> None:
@@ -172,11 +199,41 @@ def packing(stage: Stage) -> str:
     return "256 and 4096, three times each"
 
 
-CHECKS: dict[Callable[[Stage], str], set[str]] = {  # and the targets that are not measured where one fails
-    transposable_masks: {"G1", "G3", "G4", "G5", "G6"},
-    selection: {"G9", "G10"},
-    selection_in_a_graph: {"G9", "G10"},
-    block_products: {"G11", "G12", "G13"},
-    fast_transforms: {"G14"},
-    packing: {"G1", "G3", "G4", "G6"},
+def blocks_on_the_device(stage: Stage) -> str:
+    """The layer's operator takes the kernels, and differentiates through them."""
+    if not stage.kernels(stage.random(1)) or stage.dry:
+        return _NOT_RUN
+    torch.manual_seed(0)
+    layer = BlockSparseLinear(256, 320, density=0.4, block=32).to(stage.device, torch.bfloat16)
+    x = stage.random(64, 256).requires_grad_()
+    matrix = layer.to_dense().detach().double()
+    y = layer(x)
+    _near(y.detach(), x.detach().double() @ matrix.t() + layer.bias.detach().double(), "a block-sparse layer")
+    slope = stage.random(64, 320)
+    (dx,) = torch.autograd.grad(y, x, slope)
+    _near(dx, slope.double() @ matrix, "gradient of a block-sparse layer")
+    return "forward and backward of a layer"
+
+
+Check = Callable[[Stage], str]
+_OF_BLOCKS = {"G11", "G12", "G13"}
+CHECKS: dict[str, tuple[Check, set[str]]] = {  # and the targets that are not measured where one fails
+    "blocks of 128 in float32": (functools.partial(block_products, 128, torch.float32), _OF_BLOCKS),
+    "transposable masks": (transposable_masks, {"G1", "G3", "G4", "G5", "G6", "G7"}),
+    "selection": (selection, {"G9", "G10"}),
+    "selection in a graph": (selection_in_a_graph, {"G9", "G10"}),
+    "packing": (packing, {"G1", "G2", "G3", "G4", "G6", "G7", "G8"}),
+    **{
+        f"blocks of {side}": (functools.partial(block_products, side, torch.bfloat16), _OF_BLOCKS)
+        for side in blocks.SIDES
+    },
+    **{
+        f"blocks of {side} in float32": (functools.partial(block_products, side, torch.float32), _OF_BLOCKS)
+        for side in (16, 32, 64)
+    },
+    "block-sparse layer": (blocks_on_the_device, _OF_BLOCKS),
+    **{
+        f"transforms of {1 << bits}": (functools.partial(fast_transforms, 1 << bits), {"G14"})
+        for bits in range(14, 7, -1)
+    },
 }

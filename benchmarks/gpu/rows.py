@@ -1,7 +1,8 @@
-"""A line of the table of targets."""
+"""A line of the table of targets, and what makes one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -17,6 +18,15 @@ class Row:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Task:
+    """What makes one line; `run` takes its memory when it is called, and what it raises costs this line alone."""
+
+    target: str
+    what: str
+    run: Callable[[], Row]
+
+
 def at_least(target: str, what: str, wanted: float, figure: float | None, note: str = "") -> Row:
     """A row of a ratio."""
     told = "dry run" if figure is None else f"{figure:.2f}x"
@@ -27,6 +37,11 @@ def at_most(target: str, what: str, wanted: float, figure: float | None, unit: s
     """A row of a quantity."""
     told = "dry run" if figure is None else f"{figure:.1f} {unit}"
     return Row(target, what, f"<= {wanted:g} {unit}", told, None if figure is None else figure <= wanted, note)
+
+
+def not_done(target: str, what: str, wanted: str, why: str) -> Row:
+    """A row without a measurement."""
+    return Row(target, what, wanted, "not done", None, why)
 
 
 def ratio(told: dict[str, float], over: str, under: str) -> float | None:

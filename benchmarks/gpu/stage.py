@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
+import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,12 +22,16 @@ class Stage:
     """A GPU, or with ``dry`` the CPU and shapes so small that everything runs once; nothing is timed then."""
 
     dry: bool
-    device: torch.device = field(init=False)
-    generator: torch.Generator = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.device = torch.device("cpu" if self.dry else "cuda")
-        self.generator = torch.Generator(self.device).manual_seed(0)
+    @property
+    def device(self) -> torch.device:
+        """Where tensors are made."""
+        return torch.device("cpu" if self.dry else "cuda")
+
+    @functools.cached_property
+    def generator(self) -> torch.Generator:
+        """Of all random numbers; made when needed, since the process that only reports takes no GPU."""
+        return torch.Generator(self.device).manual_seed(0)
 
     def size(self, real: int, tiny: int) -> int:
         """The real size, or the one of a dry run."""
@@ -44,16 +50,16 @@ class Stage:
         interpreted = has_triton() and os.environ.get("TRITON_INTERPRET") == "1"
         return interpreted if self.dry else on_gpu(*tensors)
 
-    def milliseconds(self, sides: Mapping[str, Run], sets: int) -> dict[str, float]:
+    def milliseconds(self, sides: Mapping[str, Run], sets: int, *, graphs: bool = True) -> dict[str, float]:
         """Milliseconds of a call: median of rounds in which all sides take turns, each as a graph of all its sets.
 
-        In a dry run every side is called once, and the answer is empty.
+        In a dry run every side is called once, and the answer is empty. graphs: replay graphs, else launch.
         """
         if self.dry:
             for run in sides.values():
                 run(0)
             return {}
-        return milliseconds(sides, sets)
+        return milliseconds(sides, sets, graphs=graphs)
 
 
 def versions() -> dict[str, str]:
@@ -69,3 +75,15 @@ def versions() -> dict[str, str]:
             torch.backends.cusparselt.version() if torch.backends.cusparselt.is_available() else None
         )
     return told
+
+
+def clocks() -> str:
+    """What the driver says of clocks and power, if it is asked where nvidia-smi is."""
+    query = "clocks.sm,clocks.mem,power.draw,power.limit,temperature.gpu"
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "clocks unknown"
+    return f"SM clock, memory clock, power, its limit, temperature: {' '.join(done.stdout.split())}"

@@ -22,20 +22,32 @@ def sets_of(each: int) -> int:
     return min(64, max(3, -(-CACHE // each)))
 
 
-def milliseconds(sides: Mapping[str, Run], sets: int) -> dict[str, float]:
-    """Milliseconds of a call of every side. All take turns; a turn is a graph of one call for each set of inputs."""
-    graphs = {name: _captured(run, sets) for name, run in sides.items()}
+def milliseconds(sides: Mapping[str, Run], sets: int, *, graphs: bool = True) -> dict[str, float]:
+    """Milliseconds of a call of every side. All take turns; a turn is a graph of one call for each set of inputs.
+
+    graphs: False for what cannot be captured; then calls are launched one by one, which short ones show.
+    """
+    turns = {name: _captured(run, sets).replay if graphs else _launched(run, sets) for name, run in sides.items()}
     spent: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(ROUNDS):
-        for name, graph in graphs.items():
+        for name, turn in turns.items():
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            graph.replay()  # untimed: the caches hold what others used
+            turn()  # untimed: the caches hold what others used
             start.record()
-            graph.replay()
+            turn()
             end.record()
             end.synchronize()
             spent[name].append(start.elapsed_time(end) / sets)
     return {name: statistics.median(values) for name, values in spent.items()}
+
+
+def _launched(run: Run, sets: int) -> Callable[[], None]:
+    def turn() -> None:
+        for number in range(sets):
+            run(number)
+
+    turn()  # compiles, tunes, allocates
+    return turn
 
 
 def _captured(run: Run, sets: int) -> torch.cuda.CUDAGraph:

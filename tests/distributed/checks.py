@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 
 import gossamer
@@ -20,6 +21,8 @@ from gossamer.topology import NM, Block, Support
 
 from . import joined
 from .joined import STEPS, data
+
+COUNTED = ("rewire", "rigl")  # whose collectives are counted
 
 
 def net(seed: int) -> nn.Sequential:
@@ -131,11 +134,32 @@ def scale_on_sharded_gradient() -> dict[str, Any]:
     return {"message": ""}
 
 
+def collectives(name: str, *, sharded: bool) -> dict[str, Any]:
+    """What the fourth optimizer step asks of the network: a rewiring of both, after a start that ranks agreed on."""
+    model: nn.Module = net(0)
+    if sharded:
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    else:
+        model = DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    gossamer.sparsify(model, recipes()[name], optimizer, total_steps=STEPS)
+    for step in range(4):
+        x, y = data(step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        with CommDebugMode() as seen:
+            optimizer.step()
+    return {"counts": {str(op): count for op, count in seen.get_comm_counts().items()}}
+
+
 def checks() -> dict[str, Callable[[], dict[str, Any]]]:
     table: dict[str, Callable[[], dict[str, Any]]] = {
         "tampered": tampered_support,
         "sharded-scale": scale_on_sharded_gradient,
     }
+    for name in COUNTED:
+        for sharded in (False, True):
+            table[f"collectives:{name}:{sharded}"] = lambda n=name, s=sharded: collectives(n, sharded=s)
     for name in recipes():
         table[f"ddp:{name}"] = lambda name=name: ddp_equals_one_process(name)
         table[f"before-ddp:{name}"] = lambda name=name: sparsified_before_ddp(name)

@@ -39,3 +39,16 @@ def test_a_tampered_support_is_detected_and_named(found: dict[str, Any]) -> None
 def test_a_scale_that_sharded_gradients_cannot_carry_is_refused(found: dict[str, Any]) -> None:
     for rank in answers(found, "sharded-scale"):
         assert 'use scale_on="update"' in rank["message"]
+
+
+def test_what_a_rewiring_asks_of_the_network(found: dict[str, Any]) -> None:
+    """Replicas choose for themselves and compare hashes now and then; of shards each weight is gathered and cut."""
+    gathered, cut, compared = "c10d_functional.all_gather_into_tensor", "c10d.scatter_", "c10d.allgather_"
+    wanted = {
+        "rewire:False": {},
+        "rigl:False": {compared: 1},
+        "rewire:True": {gathered: 2 * 3, cut: 3},  # magnitudes and support of three weights
+        "rigl:True": {gathered: 6 * 3, cut: 3, compared: 1},
+    }
+    for name, counts in wanted.items():
+        assert [rank["counts"] for rank in answers(found, f"collectives:{name}")] == [counts] * 2

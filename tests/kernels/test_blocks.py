@@ -115,7 +115,7 @@ def test_rows_go_to_the_gpu_where_it_takes_them(monkeypatch: pytest.MonkeyPatch)
         seen.append((tuple(dy.shape), *which))
         return torch.full_like(x, 3.0), torch.full_like(values, 4.0)
 
-    monkeypatch.setattr(gpu, "supported", lambda x, values: True)
+    monkeypatch.setattr(gpu, "supported", lambda *tensors: True)
     monkeypatch.setattr(gpu, "forward", forward)
     monkeypatch.setattr(gpu, "backward", backward)
     index, values, _ = some_blocks((16, 24), 8, 0.6, seed=0)

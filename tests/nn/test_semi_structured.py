@@ -346,6 +346,22 @@ def test_micro_batches_and_recomputed_passes_pack_once(packed: list[tuple[int, .
 # -- under a controller --
 
 
+def test_a_step_of_four_micro_batches_chooses_once_and_packs_once_each_way(packed: list[tuple[int, ...]]) -> None:
+    model, chosen = forced(nn.Sequential(SemiStructuredLinear(32, 16))), list[int]()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    method = methods.rewire(0.5, allocation="uniform", structure=NM(2, 4, transposable=True))
+    sparsifier = gossamer.sparsify(model, method, optimizer, total_steps=3)
+    sparsifier.watch(lambda step, before, after: chosen.append(step))
+    for step in range(3):
+        packed.clear()
+        for _ in range(4):
+            model(torch.randn(3, 32, requires_grad=True)).sum().backward()
+        assert packed == [(16, 32), (32, 16)]
+        optimizer.step()
+        assert chosen == list(range(1, step + 2))
+        optimizer.zero_grad()
+
+
 def live(structure: NM) -> dict[str, gossamer.Method]:
     rewire = methods.rewire(0.5, allocation="uniform", exploit=gossamer.Reset(7))
     plain = {

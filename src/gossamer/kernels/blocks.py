@@ -110,7 +110,7 @@ def _forward(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, rows
 
     _check_sizes(rows, bias)
     _native_for(x, values, bias)
-    if gpu.supported(x, values):
+    if gpu.supported(x, values, bias):
         return gpu.forward(x, values, index, bias, rows)
     down, across = places(index, x.shape[1], values.shape[1])
     with torch.autocast(x.device.type, enabled=False):  # as it is given
@@ -124,7 +124,7 @@ def _backward(
     from .gpu import blocks as gpu
 
     _native_for(x, values, dy)
-    if gpu.supported(x, values):
+    if gpu.supported(x, values, dy):
         return gpu.backward(x, values, index, dy, to_x, to_values)
     with torch.autocast(x.device.type, enabled=False):  # a backward pass may run in it
         return _gradients(x, values, index, dy, to_x, to_values)

@@ -13,14 +13,14 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, Literal, Self, TypeVar
 
 from ..runs import Result
 from .agenda import Failure, Job
 from .worker import Beat, work
 
 GRACE = 120.0  # seconds without a beat after which a worker counts as hung
-START = "spawn"  # how processes are started, see multiprocessing
+START: Literal["spawn", "forkserver"] = "spawn"  # how processes are started, see multiprocessing
 
 Ticket = TypeVar("Ticket")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..blocks import grid
-from .runtime import on_gpu
+from .runtime import device_of, on_gpu
 
 SIDES = (16, 32, 64, 128)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -44,15 +44,16 @@ class _Layout(NamedTuple):
 _layouts: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # index -> what was made of it
 
 
-def supported(x: Tensor, values: Tensor) -> bool:
-    """Whether the kernels take these."""
-    return on_gpu(x, values) and x.dtype == values.dtype and x.dtype in DTYPES and values.shape[1] in SIDES
+def supported(x: Tensor, values: Tensor, other: Tensor | None = None) -> bool:
+    """Whether the kernels take these; other: the bias, or the gradient of the result."""
+    alike = x.dtype == values.dtype and (other is None or other.dtype == x.dtype)
+    return on_gpu(x, values, other) and alike and x.dtype in DTYPES and values.shape[1] in SIDES
 
 
 def default(side: int, dtype: torch.dtype) -> Config:
     """The configuration used unless one is given."""
-    if dtype == torch.float32:
-        return Config(64, 4, 2)
+    if dtype == torch.float32:  # products without tensor cores, which the compiler writes out
+        return Config(16, 8, 2) if side == 128 else Config(64, 4, 2)
     return Config(128, 8, 4) if side == 128 else Config(128, 4, 4)
 
 
@@ -64,14 +65,21 @@ def _layout(index: Tensor, shape: tuple[int, int], transposed: bool) -> _Layout:
         known = _layouts[index] = (state, {})
     found: dict[bool, _Layout] = known[1]
     if transposed not in found:
-        high, wide = shape
-        down, across = index // wide, index % wide
-        numbers = torch.argsort(across, stable=True) if transposed else torch.arange(len(index), device=index.device)
-        writes, reads = (across[numbers], down[numbers]) if transposed else (down, across)
-        edges = torch.arange((wide if transposed else high) + 1, dtype=torch.int32, device=index.device)
-        starts = torch.searchsorted(writes.contiguous(), edges, out_int32=True)
-        found[transposed] = _Layout(starts, reads.to(torch.int32), numbers.to(torch.int32))
+        made = _made(index, shape, transposed)
+        if index.is_cuda and torch.cuda.is_current_stream_capturing():
+            return made  # it belongs to the graph, and holds nothing before a replay
+        found[transposed] = made
     return found[transposed]
+
+
+def _made(index: Tensor, shape: tuple[int, int], transposed: bool) -> _Layout:
+    high, wide = shape
+    down, across = index // wide, index % wide
+    numbers = torch.argsort(across, stable=True) if transposed else torch.arange(len(index), device=index.device)
+    writes, reads = (across[numbers], down[numbers]) if transposed else (down, across)
+    edges = torch.arange((wide if transposed else high) + 1, dtype=torch.int32, device=index.device)
+    starts = torch.searchsorted(writes.contiguous(), edges, out_int32=True)
+    return _Layout(starts, reads.to(torch.int32), numbers.to(torch.int32))
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -107,11 +115,12 @@ def _product(
 
     side, y = values.shape[1], x.new_empty((len(x), wanted))
     config = config or default(side, x.dtype)
-    device.product[(len(layout.starts) - 1, -(-len(x) // config.tokens))](
-        x, values.contiguous(), *layout, bias, y, len(x), x.shape[1], wanted,
-        SIDE=side, TRANSPOSED=transposed, TOKENS=config.tokens, PRECISION=_precision(x.dtype),
-        num_warps=config.warps, num_stages=config.stages,
-    )  # fmt: skip
+    with device_of(x):
+        device.product[(len(layout.starts) - 1, -(-len(x) // config.tokens))](
+            x, values.contiguous(), *layout, bias, y, len(x), x.shape[1], wanted,
+            SIDE=side, TRANSPOSED=transposed, TOKENS=config.tokens, PRECISION=_precision(x.dtype),
+            num_warps=config.warps, num_stages=config.stages,
+        )  # fmt: skip
     return y
 
 
@@ -127,10 +136,11 @@ def block_sampled(x: Tensor, dy: Tensor, index: Tensor, side: int, config: Confi
     tokens = min(config.tokens, 64)
     splits = max(1, min(8, _ENOUGH // len(index), -(-len(x) // tokens)))
     parts = x.new_empty((splits, len(index), side, side), dtype=x.dtype if splits == 1 else torch.float32)
-    device.sampled[(len(index), splits)](
-        x, dy, index, parts, len(x), rows, columns, grid((rows, columns), side)[1],
-        SIDE=side, TOKENS=tokens, PRECISION=_precision(x.dtype), num_warps=config.warps, num_stages=config.stages,
-    )  # fmt: skip
+    with device_of(x):
+        device.sampled[(len(index), splits)](
+            x, dy, index, parts, len(x), rows, columns, grid((rows, columns), side)[1],
+            SIDE=side, TOKENS=tokens, PRECISION=_precision(x.dtype), num_warps=config.warps, num_stages=config.stages,
+        )  # fmt: skip
     return parts[0] if splits == 1 else parts.sum(0).to(x.dtype)
 
 
@@ -138,8 +148,7 @@ def forward(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, rows:
     """As the operator `gossamer::block_linear`."""
     if not len(index) or not len(x):
         return x.new_zeros((len(x), rows)) if bias is None else bias.expand(len(x), rows).clone()
-    with torch.cuda.device_of(x):
-        return block_matmul(x, values, index, bias, rows)
+    return block_matmul(x, values, index, bias, rows)
 
 
 def backward(
@@ -149,7 +158,6 @@ def backward(
     dx, dvalues = x.new_empty(x.shape if to_x else (0,)), values.new_empty(values.shape if to_values else (0,))
     if not len(index) or not len(x):
         return dx.zero_(), dvalues.zero_()
-    with torch.cuda.device_of(x):
-        if to_x:
-            dx = block_matmul_transposed(dy, values, index, x.shape[1])
-        return dx, block_sampled(x, dy, index, values.shape[1]) if to_values else dvalues
+    if to_x:
+        dx = block_matmul_transposed(dy, values, index, x.shape[1])
+    return dx, block_sampled(x, dy, index, values.shape[1]) if to_values else dvalues

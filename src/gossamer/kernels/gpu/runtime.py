@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 
@@ -27,3 +28,10 @@ def _capable(device: int) -> bool:
     import torch
 
     return torch.version.hip is None and torch.cuda.get_device_capability(device) >= LEAST
+
+
+def device_of(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """The context in which to launch: Triton takes the current device, whichever the tensors are on."""
+    import torch
+
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
-from .runtime import on_gpu
+from .runtime import device_of, on_gpu
 
 SAMPLE = 8192
 BLOCK = 4096
@@ -123,11 +123,16 @@ def reference_masked(
 
 def triton_key(weight: Tensor, active: Tensor | None, count: int, sample: int = SAMPLE, block: int = BLOCK) -> Tensor:
     """`magnitude_key` by Triton."""
+    if not count:
+        return torch.full((1,), _NOTHING, device=weight.device)
+    with device_of(weight):
+        return _settled(weight, active, count, sample, block)
+
+
+def _settled(weight: Tensor, active: Tensor | None, count: int, sample: int, block: int) -> Tensor:
     from .device import threshold as device
 
-    size, key = weight.numel(), torch.full((1,), _NOTHING, device=weight.device)
-    if not count:
-        return key
+    size, key = weight.numel(), torch.empty(1, dtype=torch.int64, device=weight.device)
     width = _width(size)
     passes = -(-(31 + 1 + width) // DIGIT)
     state = torch.zeros(6, dtype=torch.int64, device=weight.device)
@@ -175,7 +180,8 @@ def masked_into(weight: Tensor, active: Tensor | None, key: Tensor, out: Tensor,
     flags = None if active is None else active.view(torch.int8)
     given = weight, flags, key, out, mask.view(torch.int8), size
     grid = (-(-size // BLOCK),)
-    device.keep[grid](*given, width=_width(size), MASKED=mask.numel() > 0, BLOCK=BLOCK, num_warps=8)
+    with device_of(weight):
+        device.keep[grid](*given, width=_width(size), MASKED=mask.numel() > 0, BLOCK=BLOCK, num_warps=8)
 
 
 # -- operators --

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .runtime import on_gpu
+from .runtime import device_of, on_gpu
 
 SHORTEST = 256
 LONGEST = {torch.float32: 4096, torch.float16: 16384, torch.bfloat16: 16384}  # what a program can hold
@@ -61,11 +61,12 @@ def transform(
     vectors, (tokens, warps) = x.numel() // given, tokens_of(length, x.dtype)
     a, b = sides(length)
     parts, signs = tables(name, length, x.dtype, x.device), _on(x.device, signs)
-    device.transform[(-(-vectors // tokens), -(-wanted // length))](
-        x, signs, y, *parts, vectors, inner, given, wanted,
-        A=a, B=b, TOKENS=tokens, COSINE=name == "cosine", BACK=transposed,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=warps, num_stages=1,
-    )  # fmt: skip
+    with device_of(x):
+        device.transform[(-(-vectors // tokens), -(-wanted // length))](
+            x, signs, y, *parts, vectors, inner, given, wanted,
+            A=a, B=b, TOKENS=tokens, COSINE=name == "cosine", BACK=transposed,
+            PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=warps, num_stages=1,
+        )  # fmt: skip
     return y
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ..patterns import best_patterns
-from .runtime import on_gpu
+from .runtime import device_of, on_gpu
 
 BLOCK = 128  # tiles of a program, one to a thread
 
@@ -89,7 +89,8 @@ def prune_into(weight: Tensor, active: Tensor | None, pruned: Tensor, mask: Tens
     tiles = weight.numel() // 16
     flags = None if active is None else active.view(torch.int8)
     given = weight, flags, pruned, mask.view(torch.int8), tiles, weight.shape[1]
-    device.prune[(-(-tiles // BLOCK),)](*given, MASKED=mask.numel() > 0, BLOCK=BLOCK)
+    with device_of(weight):
+        device.prune[(-(-tiles // BLOCK),)](*given, MASKED=mask.numel() > 0, BLOCK=BLOCK)
 
 
 def _prune(weight: Tensor, active: Tensor | None, dtype: torch.dtype, with_mask: bool) -> tuple[Tensor, Tensor]:

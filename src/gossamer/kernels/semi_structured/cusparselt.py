@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from ... import _user_cache
 from ..._timing import faster_half, interleave
+from ..gpu.groups import triton_overfull
+from ..gpu.runtime import on_gpu
 from .layout import fits, overfull
 from .packs import Pack, Side, held, pack_of
 from .tuning import Problem, Shape, Table
@@ -39,7 +41,8 @@ class Device:
         """Two of every four; whether that is all of them the device notes in the pack's `fault`."""
         matrix = aligned(matrix)
         rows = matrix.shape[0]
-        fault = torch.where(overfull(matrix), torch.nan, 0.0).to(matrix.dtype).expand(rows).contiguous()
+        found = (triton_overfull if on_gpu(matrix) else overfull)(matrix)
+        fault = torch.where(found, torch.nan, 0.0).to(matrix.dtype).expand(rows).contiguous()
         return Pack(torch._cslt_compress(matrix).view(rows, -1), fault=fault)
 
     def multiply(self, packed: Pack, x: Tensor, bias: Tensor | None, algorithm: int) -> Tensor:

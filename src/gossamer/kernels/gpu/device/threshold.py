@@ -34,10 +34,10 @@ def bracket(weight, state, size, low_rank, high_rank, SAMPLE: tl.constexpr):
     high = tl.zeros([], tl.int32)
     for step in range(31):
         bit = tl.full([], 1, tl.int32) << (30 - step)
-        found_low = tl.sum((bits >= (low | bit)).to(tl.int32), 0)
-        found_high = tl.sum((bits >= (high | bit)).to(tl.int32), 0)
-        low = tl.where(found_low >= low_rank, low | bit, low)
-        high = tl.where(found_high >= high_rank, high | bit, high)
+        both = (bits >= (low | bit)).to(tl.int32) + ((bits >= (high | bit)).to(tl.int32) << 16)  # one sum for two
+        found = tl.sum(both, 0)
+        low = tl.where((found & 0xFFFF) >= low_rank, low | bit, low)
+        high = tl.where((found >> 16) >= high_rank, high | bit, high)
     tl.store(state, low.to(tl.int64))
     tl.store(state + 1, high.to(tl.int64))
 

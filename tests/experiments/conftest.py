@@ -21,7 +21,7 @@ def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers of studies start at once."""
-    monkeypatch.setattr("gossamer.experiments.study.pool.START", fork_server())
+    monkeypatch.setattr("gossamer.experiments.study.pool.PROCESSES", fork_server())
 
 
 @pytest.fixture

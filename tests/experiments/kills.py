@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from multiprocessing.context import ForkServerContext
 
 from gossamer.experiments.config import RunConfig
 
@@ -20,10 +21,10 @@ train(RunConfig.from_dict(values), resume=True, progress=progress)
 """
 
 
-def fork_server() -> str:
+def fork_server() -> ForkServerContext:
     """How to start processes as forks of one that has loaded all they need: that takes longer than what they train."""
     multiprocessing.set_forkserver_preload(["torch._dynamo", "gossamer.experiments.study.worker"])
-    return "forkserver"
+    return multiprocessing.get_context("forkserver")
 
 
 def train_with_kills(config: RunConfig, steps: list[int]) -> list[int | None]:
@@ -34,7 +35,7 @@ def train_with_kills(config: RunConfig, steps: list[int]) -> list[int | None]:
     ends = []
     for kill in steps:
         names = {"values": config.to_dict(), "kill": kill}
-        process = multiprocessing.get_context(fork_server()).Process(target=exec, args=(_CODE, names))
+        process = fork_server().Process(target=exec, args=(_CODE, names))
         process.start()
         process.join()
         ends.append(process.exitcode)

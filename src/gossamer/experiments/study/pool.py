@@ -13,14 +13,14 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, Literal, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 from ..runs import Result
 from .agenda import Failure, Job
 from .worker import Beat, work
 
 GRACE = 120.0  # seconds without a beat after which a worker counts as hung
-START: Literal["spawn", "forkserver"] = "spawn"  # how processes are started, see multiprocessing
+PROCESSES = multiprocessing.get_context("spawn")  # how they are started
 
 Ticket = TypeVar("Ticket")
 
@@ -49,7 +49,6 @@ class Pool(Generic[Ticket]):
 
     def __init__(self, size: int, out: Path):
         self._size, self._out = size, out
-        self._context = multiprocessing.get_context(START)
         self._workers: list[_Worker[Ticket]] = []
 
     @property
@@ -97,8 +96,8 @@ class Pool(Generic[Ticket]):
         return None
 
     def _start(self) -> _Worker[Ticket]:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=work, args=(theirs, self._out), daemon=True)
+        ours, theirs = PROCESSES.Pipe()
+        process = PROCESSES.Process(target=work, args=(theirs, self._out), daemon=True)
         with _inherited():
             process.start()
         theirs.close()

@@ -27,7 +27,7 @@ accuracy: $(STAMP)      ## the accuracy tables of docs/results, about 20 minutes
 
 benchmarks: $(STAMP)    ## sparse layers against dense ones, on a machine that does nothing else; JSON in runs/benchmarks
 	for name in sparse_linear sparse_conv sparse_training hybrid sparse_memory rewiring_share roofline \
-			transforms offset_linear offset_conv doubly_sparse; do \
+			transforms offset_linear offset_conv doubly_sparse block_sparse nm_masks; do \
 		$(BIN)/python benchmarks/$$name.py --json runs/benchmarks/$$name.json || exit 1; done
 
 format: $(STAMP)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from gossamer.kernels import blocks as format_
 from gossamer.kernels.gpu import blocks
 from gossamer.nn import BlockSparseLinear
 
@@ -44,17 +43,6 @@ def test_the_kernels(side: int, share: float) -> None:
     assert distance(dvalues, cut(whole, side)[index.long()]) < 1e-6
     few, none = blocks.backward(x, values, index, dy, False, False)
     assert few.numel() == none.numel() == 0
-
-
-@interpreted
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-def test_what_is_not_finite_beyond_an_edge() -> None:
-    """A gradient there is 0 all the same."""
-    values, index, _ = problem(22, 30, 16, 1.0)
-    x, dy = numbers(20, 30, seed=1).float(), numbers(20, 22, seed=2).float()
-    x[3, 2], dy[5, 20] = torch.inf, torch.nan
-    beyond = ~format_.inside(index, (22, 30), 16).expand_as(values)
-    assert not blocks.backward(x, values, index, dy, False, True)[1][beyond].any()
 
 
 def test_without_blocks_there_is_the_bias() -> None:

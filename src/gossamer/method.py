@@ -149,7 +149,9 @@ class Method:
     def _wrong_structure(self) -> str | None:
         if isinstance(self.structure, NM) and isinstance(self.init, Saliency) and self.init.scope == "global":
             return (
-                f"{self.structure.name} fixes the count of every weight, so scores rank within each; use scope='layer'"
+                f"{self.structure.name} fixes the count of every weight, so scores rank within each; use scope='layer' "
+                "for init, e.g. init=foresight.synflow(inputs, scope='layer'), on the command line "
+                "init=synflow:scope=layer"
             )
         steps = isinstance(self.density, int | float | Constant | Piecewise)
         if isinstance(self.structure, NM | Complementary) and not steps:

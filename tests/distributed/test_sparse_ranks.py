@@ -26,8 +26,9 @@ def test_two_ranks_equal_one_on_the_joined_batch(found: dict[str, Any], wrapped:
         assert rank["rewirings"] >= 4 or method == "static"
 
 
-def test_counts_that_change_are_refused(found: dict[str, Any]) -> None:
-    for rank in answers(found, "refused"):
+@pytest.mark.parametrize("check", ["refused", "refused:blocks"])
+def test_counts_that_change_are_refused(found: dict[str, Any], check: str) -> None:
+    for rank in answers(found, check):
         assert "which DistributedDataParallel does not allow" in rank["message"]
 
 

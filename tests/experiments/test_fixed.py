@@ -172,6 +172,18 @@ def test_weights_of_too_few_entries_to_rewire_are_told(make: Make) -> None:
     assert not train(make("other", **values, args={**args, "fraction": 0.9})).notes
 
 
+def test_weights_of_too_few_units_to_rewire_are_told(make: Make) -> None:
+    """Of 16 x 64 at density .25, phi = .2 drops 51 entries: no channel of 64, and blocks of 16."""
+    values: dict[str, Any] = {"method": "rigl", "density": 0.25, "steps": 10, "targets": "linear*"}
+    args = {"every": 3, "allocation": "uniform"}
+    few = r"rounded down to whole units \(output channels.*linear1\.weight \(256\)"
+    with pytest.warns(UserWarning, match=few) as told:
+        build_parts(make_plan(make(**values, args={**args, "structure": "channels", "fraction": 0.2})))
+    assert len(told) == 1
+    assert str(told[0].message).endswith("use a larger fraction")
+    build_parts(make_plan(make(**values, args={**args, "structure": "block:4", "fraction": 0.2})))
+
+
 # -- in a study --------------------------------------------------------------------------------------------------------
 
 

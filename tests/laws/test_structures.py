@@ -92,6 +92,18 @@ def test_drop_and_grow_moves_whole_units(structure: Structure) -> None:
     run(methods.gmp(0.3, every=2, scope="layer", structure=structure))
 
 
+@pytest.mark.parametrize("structure", [*UNITS, FanIn()], ids=lambda structure: structure.name)
+def test_states_of_topkast_are_taken_back(structure: Structure) -> None:
+    """What is trained there, with what is active, may be more than its count: units at the edges are smaller."""
+    method = methods.topkast(0.5, backward=0.75, allocation="uniform", structure=structure)
+    model, sparsifier = run(method, steps=4)
+    other = net()
+    other.load_state_dict(model.state_dict())
+    taken = gossamer.sparsify(other, method, total_steps=4)
+    taken.load_state_dict(sparsifier.state_dict())
+    assert all(torch.equal(support.mask, taken.supports[name].mask) for name, support in sparsifier.supports.items())
+
+
 @pytest.mark.parametrize("make", [methods.rewire, methods.rigl])
 def test_blocks_of_one_train_as_unstructured(make: Any) -> None:
     with_blocks, _ = run(make(0.3, every=2, structure=Block(1)))

@@ -18,7 +18,7 @@ from ..sparse_layer import layer_of
 from ..sparsifier import Sparsifier
 from ..subspace import SubspaceModel
 from ..targets import choose
-from ..topology import DropGrow, Score, as_schedule
+from ..topology import DropGrow, FanInDropGrow, Score, Units, as_schedule
 from . import subspaces
 from .config import OFFSET_ONLY, ResolvedConfig, RunConfig
 from .models.fixup import FixupBlock, fixup_offset_alphas
@@ -115,21 +115,28 @@ def _put(model: nn.Module, config: ResolvedConfig, targets: Targets) -> tuple[nn
 
 
 def warn_of_still_weights(sparsifier: object) -> None:
-    """Warn of weights with so few entries that the fraction which a method drops, rounded down, is never one."""
+    """Warn of weights with so few entries that the fraction which a method drops is never one entry, or one unit."""
     if not isinstance(sparsifier, Sparsifier):
         return
     method, last = sparsifier.method, sparsifier.total_steps or 0
-    fraction = getattr(method.rule, "fraction", None)
-    if not isinstance(method.rule, DropGrow) or fraction is None or method.scope == "global":
+    rule = method.rule.base if isinstance(method.rule, FanInDropGrow) else method.rule
+    if not isinstance(rule, DropGrow) or rule.fraction is None or method.scope == "global":
         return
-    most = max((as_schedule(fraction)(step) for step in range(last) if method.clock.due(step)), default=0.0)
-    still = {name: site.count for name, site in sparsifier.sites.items() if not int(most * site.count)}
+    schedule, units = as_schedule(rule.fraction), method.structure if isinstance(method.structure, Units) else None
+    most = max((schedule(step) for step in range(last) if method.clock.due(step)), default=0.0)
+    still = {
+        name: site.count
+        for name, site in sparsifier.sites.items()
+        if int(most * site.count) < (units.smallest(site.shape) if units else 1)
+    }
     if still and most:
         names = ", ".join(f"{name} ({count})" for name, count in [*still.items()][:3])
         more = f" and {len(still) - 3} more" if len(still) > 3 else ""
+        whole = f" to whole units ({units.name})" if units else ""
+        otherwise = "" if method.structure.single else ", or scope=global"
         warnings.warn(
-            f"{method.name} drops at most {most:.3g} of the entries of a weight, rounded down, which is none of those "
-            f"of {names}{more}: these are never rewired; use a larger fraction, or scope=global",
+            f"{method.name} drops at most {most:.3g} of the entries of a weight, rounded down{whole}, which is none of "
+            f"those of {names}{more}: these are never rewired; use a larger fraction{otherwise}",
             stacklevel=2,
         )
 

@@ -114,6 +114,11 @@ class Units(ABC):
         sizes = self._sizes(shape)
         return sizes[0][0] if sizes else 0
 
+    def smallest(self, shape: Sequence[int]) -> int:
+        """Return how many entries the smallest unit of such a weight has, at an edge."""
+        sizes = self._sizes(shape)
+        return sizes[-1][0] if sizes else 0
+
     # -- units --
 
     def _checked(self, shape: Sequence[int]) -> tuple[int, int, int]:

@@ -196,7 +196,7 @@ def test_a_weight_without_a_gradient_has_momentum_zero() -> None:
 def test_structures_that_do_not_fit_a_weight_are_refused_before_anything_changes() -> None:
     model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2))
     before = weights(model)
-    fails("whose input dimension divides by 4, got shape (4, 6)", gossamer.sparsify, model, methods.sr_ste(0.5))
+    fails("0.weight (4, 6): 4 does not divide its input dimension 6", gossamer.sparsify, model, methods.sr_ste(0.5))
     fails("use density=0.5 and allocation='uniform'", gossamer.sparsify, mlp(), methods.sr_ste(0.5, allocation="erk"))
     assert_same(before, weights(model))
 

@@ -30,7 +30,7 @@ from .tiny import Make, model_of, rows_of
 
 KEYS = {
     "task", "data", "model", "method", "seed", "density", "counts", "metric", "final_loss", "steps", "seconds",
-    "checkpoint_bytes", "config", "first_support", "notes", "execution", "machine", "ledger", "trained",
+    "checkpoint_bytes", "config", "first_support", "notes", "execution", "structure", "machine", "ledger", "trained",
 }  # fmt: skip
 
 
